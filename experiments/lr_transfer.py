@@ -1,0 +1,16 @@
+"""Claim: under μP the best learning rate stays where it is as the network grows eightfold; under SP it moves.
+
+Refuted by: a drift of μP's optimum above half an octave from width 64 to 512, or of SP's below one octave.
+"""
+from transfer import arguments, show, train  # noqa: I001 (first: it sets the path)
+
+from tinymup.network import Config
+
+WIDTHS, SEEDS = [64, 128, 256, 512], [0, 1, 2]
+LRS = [2.0**e for e in range(-10, -3)]
+
+if __name__ == "__main__":
+    flags = arguments(__doc__)
+    if not flags.redraw:
+        train("lr_transfer", [(Config(), {"param": ["sp", "mup"], "width": WIDTHS, "lr": LRS, "seed": SEEDS})], flags.jobs)
+    show("lr_transfer", "Transformer on Python source, 300 steps of AdamW, mean and range of 3 seeds")

@@ -1,0 +1,1 @@
+"""tinymup: the μP, u-μP and Muon papers as a NumPy program to read, run and port."""

@@ -1,0 +1,110 @@
+"""One training run: a config in, a record out."""
+import math
+import platform
+import sys
+import time
+from dataclasses import asdict
+
+import numpy
+from tqdm import tqdm
+
+from . import checkpoint, data, optim
+from .backend import generator, keep_freed_memory, to_device, to_host, use, xp
+from .initialize import initialize
+from .network import build
+
+LOGS = 20                # points of a loss curve
+HELD_OUT_BATCHES = 16
+
+
+def versions():
+    """What a result may depend on beside the config."""
+    return {"python": platform.python_version(), "numpy": numpy.__version__, "arrays": xp.__version__, "machine": platform.machine()}
+
+
+def diverged(loss, first):
+    """Not a number, or far above both the loss of a uniform guess and the loss that training began with."""
+    return not loss <= 2 * max(math.log(data.VOCAB), first)
+
+
+def sample(network, params, prompt, length, seq, seed):
+    """Continues prompt (bytes) by length bytes drawn from the model; the context is the last seq bytes."""
+    text = list(prompt)
+    rng = generator(seed, "sample")
+    for _ in range(length):
+        logits = to_host(network.logits(params, to_device(numpy.array([text[-seq:]]))))[-1].astype(numpy.float64)
+        p = numpy.exp(logits - logits.max())
+        text.append(int(rng.choice(data.VOCAB, p=p / p.sum())))
+    return bytes(text)
+
+
+def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds=60.0, progress=True):
+    """Trains the network of a complete config and returns (record, network, params). The record holds plain numbers, strings and lists:
+
+    status "done" or "diverged", loss (held-out, nats per byte, at the end), curve [[step, training loss since the last point]],
+    held_out [[step, loss]], seconds, tokens_per_second, and what is needed to tell the run from others.
+
+    checkpoint_path: written when checkpoint_seconds have passed, at a log point, and at the end. With resume, a run goes on
+    from it bit for bit. A step does not wait for the device; a log point does.
+    """
+    use(config.device)
+    keep_freed_memory()
+    network = build(config)
+    params = initialize(network.rows, config.seed, config.dtype)
+    optimizer = optim.Optimizer(network.rows, params, config.momentum, config.nesterov, config.betas)
+    held_out = [tuple(map(to_device, b)) for b in data.held_out_batches(corpus, HELD_OUT_BATCHES, config.batch, config.seq)]
+    key = config.key(corpus.digest)
+    done = {"key": key, "step": 0, "status": "running", "curve": [], "held_out": [], "seconds": 0.0}
+    if resume and checkpoint_path and checkpoint_path.exists():
+        params, optimizer.state, done = checkpoint.load(checkpoint_path)
+        if done["key"] != key:
+            raise ValueError(f"{checkpoint_path} belongs to another config or corpus: use another --out, or leave --resume away")
+
+    def evaluate():
+        return float(to_host(sum(network.loss(params, *b) for b in held_out))) / len(held_out)
+
+    every = max(1, config.steps // LOGS)
+    losses = []
+    clock = saved = time.perf_counter()
+    with numpy.errstate(all="ignore"), tqdm(total=config.steps, initial=done["step"], unit="step", leave=False,
+                                            disable=not (progress and sys.stderr.isatty())) as bar:
+        for step in range(done["step"], config.steps):
+            if done["status"] == "diverged":
+                break
+            ids, targets = map(to_device, data.training_batch(corpus, config.seed, step, config.batch, config.seq))
+            loss, grads = network.loss_and_gradients(params, ids, targets)
+            if config.clip:
+                optim.clip(grads, network.rows, config.clip)
+            optimizer.step(params, grads, step, optim.schedule(config.schedule, step, config.steps, config.warmup))
+            losses.append(loss)
+            bar.update()
+            if (step + 1) % every and step + 1 < config.steps:
+                continue
+
+            mean = float(to_host(sum(losses))) / len(losses)      # the one place that waits for the device
+            losses.clear()
+            done["step"] = step + 1
+            done["curve"].append([step + 1, mean])
+            now = time.perf_counter()
+            done["seconds"] += now - clock
+            if diverged(mean, done["curve"][0][1]):
+                done["status"] = "diverged"
+            speed = done["step"] * config.batch * config.seq / done["seconds"]
+            bar.set_postfix_str(f"loss {mean:.3f}, {speed:,.0f} tokens/s")
+            if progress and bar.disable:
+                print(f"step {step + 1:6d}/{config.steps}   loss {mean:.4f}   {speed:,.0f} tokens/s", file=sys.stderr)
+            if checkpoint_path and now - saved > checkpoint_seconds and step + 1 < config.steps:
+                checkpoint.save(checkpoint_path, params, optimizer.state, done)
+                saved = time.perf_counter()
+            clock = time.perf_counter()
+        if done["status"] == "running":
+            final = evaluate()
+            done["held_out"].append([config.steps, final])
+            done["status"] = "diverged" if diverged(final, done["curve"][0][1]) else "done"
+    if checkpoint_path:
+        checkpoint.save(checkpoint_path, params, optimizer.state, done)
+    record = {"key": key, "status": done["status"], "loss": done["held_out"][-1][1] if done["status"] == "done" else None,
+              "config": asdict(config), "corpus": corpus.digest, "curve": done["curve"], "held_out": done["held_out"],
+              "seconds": done["seconds"], "tokens_per_second": done["step"] * config.batch * config.seq / done["seconds"],
+              "versions": versions()}
+    return record, network, params
