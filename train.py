@@ -1,21 +1,23 @@
 """Trains a network, or sweeps over widths and learning rates, from the command line: `python train.py --help`."""
 import argparse
-import json
 import math
-import os
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from tinymup import data, plot, run, sweep
-from tinymup.network import MODELS, OPTIMIZERS, Config, build, complete
+from tinymup.network import BASE, DEFAULTS, MODELS, OPTIMIZERS, UNIT_DEFAULTS, Config, build
+from tinymup.number_formats import MATMUL_FORMATS
 from tinymup.ops import ACTIVATIONS
-from tinymup.scaling import DEPTH_RULES, PARAMETRIZATIONS, render, resolved
+from tinymup.orthogonalize import COEFFICIENTS
+from tinymup.scaling import DEPTH_RULES, PARAMETRIZATIONS, SHAPE_FACTORS, render, resolved
 
 EXAMPLES = """
   python train.py                                              one small μP Transformer, and a sample of what it writes
   python train.py --width 64 128 256 --lr 2^-10:2^-4 --param sp mup --jobs 2
                                                                a sweep: table, optimum per width, drift, plot
+  python train.py --width 64 128 256 --lr-factor 2^-3:2^3 --param sp mup umup
+                                                               around the default learning rate of each
 
 Every flag of the model and the optimizer takes several values, and then is an axis of the sweep. 2^-10:2^-4 is the range of
 the powers of two, ends included. A sweep appends each finished run to results.jsonl in --out and skips those already there."""
@@ -76,7 +78,7 @@ def parser():
     defaults = Config()
 
     def axis(group, name, help, **kind):
-        default = getattr(defaults, name)
+        default = BASE.get(name, getattr(defaults, name))
         if isinstance(default, bool):
             default = "on" if default else "off"
         group.add_argument("--" + name.replace("_", "-"), nargs="+", help=help if default is None else f"{help} [{default}]", **kind)
@@ -96,19 +98,31 @@ def parser():
 
     scale = p.add_argument_group("scaling (`python -m tinymup.scaling` prints the tables)")
     choice(scale, "param", "parametrization", PARAMETRIZATIONS)
-    axis(scale, "base_width", "at this width all parametrizations are the same", type=numbers(int))
+    axis(scale, "base_width", "at this width all parametrizations but u-μP are the same", type=numbers(int))
     axis(scale, "base_depth", "likewise for the depth rule", type=numbers(int))
     axis(scale, "base_head_dim", "at this head size μP's attention scale is SP's", type=numbers(int))
     choice(scale, "depth_rule", "scaling of residual branches with depth", DEPTH_RULES)
     for name, help in [("init_scale", "initial standard deviations"), ("embed_mult", "embedding"), ("attn_mult", "attention logits"), ("output_mult", "logits")]:
         axis(scale, name, f"factor on the {help}", type=numbers(float))
+    for name, help in [("alpha_attn", "attention logits"), ("alpha_ffn", "activation's input"), ("alpha_res", "residual branches against the embedding"),
+                       ("alpha_res_ratio", "attention branches against feed-forward ones"), ("alpha_loss", "logits in the loss")]:
+        axis(scale, name, f"umup: weight of the {help}", type=numbers(float))
+    choice(scale, "matmul_format", "simulated number format of the hidden matrices' operands", ["float", *MATMUL_FORMATS])
 
     training = p.add_argument_group("training")
     choice(training, "optimizer", "what updates the parameters", OPTIMIZERS)
-    axis(training, "lr", "peak learning rate at the base width [" + ", ".join(f"{n}: 2^{math.log2(o['lr']):g}" for n, o in OPTIMIZERS.items()) + "]",
-         type=numbers(float))
-    axis(training, "momentum", "of sgd", type=numbers(float))
-    axis(training, "nesterov", "on or off: momentum looks ahead", type=switch)
+    best = ", ".join(f"{n} {d['lr']:g}, umup {UNIT_DEFAULTS[n]['lr']:g}" for n, d in DEFAULTS.items())
+    axis(training, "lr", f"peak learning rate at the base width [{best}]", type=numbers(float))
+    training.add_argument("--lr-factor", nargs="+", type=numbers(float), help="multiples of each default lr, instead of --lr")
+    axis(training, "adam_lr", "of what Muon leaves to AdamW [AdamW's]", type=numbers(float))
+    axis(training, "momentum", "of sgd [0] and muon [0.95]", type=numbers(float))
+    axis(training, "nesterov", "on or off: momentum looks ahead, sgd [off], muon [on]", type=switch)
+    choice(training, "momentum_form", "of muon", ["ema", "sum"])
+    choice(training, "muon_scale", "shape factor of muon's step", SHAPE_FACTORS)
+    axis(training, "muon_per_head", "on or off: queries, keys, values orthogonalised head by head", type=switch)
+    choice(training, "coefficients", "Newton–Schulz polynomial", COEFFICIENTS)
+    axis(training, "newton_schulz_steps", "[the polynomial's customary number]", type=numbers(int))
+    axis(training, "qk_clip_threshold", "muonclip: largest attention logit", type=numbers(float))
     axis(training, "betas", "of adamw, as in 0.9,0.99", type=pair, metavar="B1,B2")
     axis(training, "eps", "of adamw, at the base width", type=numbers(float))
     axis(training, "weight_decay", "λ, per step at the schedule's peak", type=numbers(float))
@@ -181,6 +195,10 @@ def main(arguments=None):
         if flags["jobs"] < 1:
             raise ValueError(f"--jobs {flags['jobs']}: must be 1 or more")
         configs = sweep.grid(base, axes)
+        if flags["lr_factor"]:
+            if "lr" in axes:
+                raise ValueError("--lr and --lr-factor: give one of them")
+            configs = [replace(c, lr=c.lr * factor) for c in configs for factor in dict.fromkeys(f for word in flags["lr_factor"] for f in word)]
         if flags["explain"]:
             return explain(configs)
         run.use(base.device)

@@ -7,10 +7,10 @@ from transfer import arguments, show, train  # noqa: I001 (first: it sets the pa
 from tinymup.network import Config
 
 WIDTHS, SEEDS = [64, 128, 256, 512], [0, 1, 2]
-LRS = [2.0**e for e in range(-10, -3)]
+LRS = {"sp": [2.0**e for e in range(-11, -4)], "mup": [2.0**e for e in range(-9, -3)]}   # around each optimum
 
 if __name__ == "__main__":
     flags = arguments(__doc__)
     if not flags.redraw:
-        train("lr_transfer", [(Config(), {"param": ["sp", "mup"], "width": WIDTHS, "lr": LRS, "seed": SEEDS})], flags.jobs)
+        train("lr_transfer", [(Config(param=param), {"width": WIDTHS, "lr": LRS[param], "seed": SEEDS}) for param in LRS], flags.jobs)
     show("lr_transfer", "Transformer on Python source, 300 steps of AdamW, mean and range of 3 seeds")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tinymup import unit_scaling as us
-from tinymup.unit_scaling import FORMATS, MATMUL_FORMATS, quantize
+from tinymup.number_formats import FORMATS, MATMUL_FORMATS, quantize
 
 DATA = Path(__file__).parent / "data"
 ALPHAS = (0.25, 0.5, 1, 2, 4)

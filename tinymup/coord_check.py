@@ -44,7 +44,7 @@ def measure_one(config, corpus, steps):
     """The same for one network."""
     network = build(config)
     params = initialize(network.rows, config.seed, config.dtype)
-    optimizer = optim.Optimizer(network.rows, params, config.momentum, config.nesterov, config.betas)
+    optimizer = optim.Optimizer(network.rows, params, config)
     ids, targets = map(to_device, data.training_batch(corpus, config.seed, 0, config.batch, config.seq))
     matrices = [row for row in network.rows if len(row.shape) == 2]
     measurements, start, before = [], {}, None
@@ -144,7 +144,7 @@ def expected_slopes(narrow, wide):
     return {a.name: slope(a.shape, b.shape) for a, b in zip(narrow.rows, wide.rows) if len(a.shape) == 2}
 
 
-def check(config, corpus, widths, seeds=(0, 1, 2), steps=4):
+def check(config, corpus, widths, seeds=(0, 1, 2), steps=8):
     """(measurements, slopes, whether all slopes pass)"""
     measurements = measure(config, corpus, widths, seeds, steps)
     narrow, wide = (build(complete(replace(config, width=w))) for w in (min(widths), max(widths)))

@@ -45,11 +45,11 @@ def forward(p, ids, a, scales, watch=ops.ignore):
     watch("input", x)
     caches = []
     for i in range(a.depth):
-        x, c_act = act(x)
+        x, c_act = act(x, scales.activation, scales.activation_alpha)
         x, c_hidden = ops.dense(x, p, f"hidden{i}", scales.mult)
         watch(f"hidden{i}", x)
         caches.append((c_act, c_hidden))
-    x, c_act = act(x)
+    x, c_act = act(x, scales.activation, scales.activation_alpha)
     logits, c_output = ops.dense(x, p, "output", scales.mult)
     watch("logits", logits)
     return logits, (c_embedding, c_input, caches, c_act, c_output, a)

@@ -7,6 +7,7 @@ import math
 from typing import NamedTuple
 
 from .backend import xp
+from .number_formats import quantize
 
 
 class Mult(NamedTuple):
@@ -18,6 +19,7 @@ class Mult(NamedTuple):
     y: float
     dx: float
     dw: float
+    formats: tuple = None   # number formats of (x and w, dy), where the operands are rounded
 
     @classmethod
     def exact(cls, a):
@@ -28,12 +30,30 @@ class Mult(NamedTuple):
 UNIT = Mult.exact(1.0)
 
 
-class Scales(NamedTuple):
-    """The numbers that a forward and a backward pass take from the scaling table."""
+class Branch(NamedTuple):
+    """The weights of a residual branch: y = skip · x + amount · f(x).
 
-    mult: dict             # use of a parameter → Mult; "output" for a tied readout
-    attention: float       # on the attention logits q·k
-    branches: tuple        # per residual branch (skip, branch weight)
+    Its gradient is scaled where it enters f and where it leaves: dx = skip · dy + leave · f'(enter · dy). The chain rule holds as
+    long as enter · leave = amount. SP and μP scale on the way in; u-μP on the way out, so that gradients inside f keep unit scale.
+    """
+
+    skip: float
+    amount: float
+    enter: float
+    leave: float
+
+
+class Scales(NamedTuple):
+    """The numbers that a forward and a backward pass take from the scaling table. Those with a default are u-μP's."""
+
+    mult: dict                    # use of a parameter → Mult; "output" for a tied readout
+    attention: float              # on the attention logits q·k
+    branches: tuple = ()          # a Branch per residual branch
+    attention_out: float = 1.0    # on the output of the attention
+    activation: float = 1.0       # on the output of the activation
+    activation_alpha: float = 1.0 # inside it, on what is squashed
+    logits: float = 1.0           # on the logits that the softmax of the loss sees
+    dlogits: float = None         # on softmax − onehot; None: 1/N and `logits`, the gradient of the mean loss
 
 
 def ignore(name, x):
@@ -50,13 +70,17 @@ def times(a, x):
 # ── linear maps ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 def linear(x, w, mult=UNIT):
-    """y = mult.y · x w          x (N, I)   w (I, O)   y (N, O)"""
+    """y = mult.y · x w          x (N, I)   w (I, O)   y (N, O)          mult.formats: x and w rounded first"""
+    if mult.formats:
+        x, w = quantize(x, mult.formats[0]), quantize(w, mult.formats[0])
     return times(mult.y, x @ w), (x, w, mult)
 
 
 def linear_backward(dy, cache):
-    """dx = mult.dx · dy wᵀ      dw = mult.dw · xᵀ dy"""
+    """dx = mult.dx · dy wᵀ      dw = mult.dw · xᵀ dy          mult.formats: dy rounded first"""
     x, w, mult = cache
+    if mult.formats:
+        dy = quantize(dy, mult.formats[1])
     return times(mult.dx, dy @ w.T), times(mult.dw, x.T @ dy)
 
 
@@ -119,42 +143,42 @@ def gain_backward(dy, cache):
 
 # ── activations ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-def relu(x):
-    """y = max(x, 0)"""
-    positive = x > 0
-    return x * positive, positive
+def relu(x, mult=1.0, alpha=1.0):
+    """y = mult · max(x, 0).   alpha changes nothing: relu(α x)/α = relu(x)"""
+    slope = times(mult, (x > 0).astype(x.dtype))
+    return x * slope, slope
 
 
-def relu_backward(dy, positive):
-    """dx = dy where x > 0, else 0"""
-    return dy * positive
+def relu_backward(dy, slope):
+    """dx = mult · dy where x > 0, else 0"""
+    return dy * slope
 
 
 GELU_SLOPE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
 
 
-def gelu(x):
-    """y = x · (1 + t)/2,   t = tanh(√(2/π) · (x + 0.044715 x³))          (Hendrycks & Gimpel 2016, arXiv:1606.08415)
+def gelu(x, mult=1.0, alpha=1.0):
+    """y = mult · x · (1 + t)/2,   t = tanh(√(2/π) · (z + 0.044715 z³)),   z = α x          (Hendrycks & Gimpel 2016, arXiv:1606.08415)
 
-    (1 + t)/2 is the normal distribution function of x to within 5e-4. Products, not x**3: that takes 300 times as long.
+    (1 + t)/2 is the normal distribution function of z to within 5e-4. Products, not x**3: that takes 300 times as long.
     """
     t = x * x
-    t *= GELU_SLOPE * GELU_CUBE
-    t += GELU_SLOPE
+    t *= GELU_SLOPE * GELU_CUBE * alpha**3
+    t += GELU_SLOPE * alpha
     t *= x
     t = xp.tanh(t, out=t)
     y = t + 1
     y *= x
-    y *= 0.5
-    return y, (x, t)
+    y *= 0.5 * mult
+    return y, (x, t, mult, alpha)
 
 
 def gelu_backward(dy, cache):
-    """dx = dy · ½ (1 + t + x (1 − t²) √(2/π) (1 + 3 · 0.044715 x²))"""
-    x, t = cache
+    """dx = mult · dy · ½ (1 + t + x (1 − t²) · α √(2/π) (1 + 3 · 0.044715 z²))"""
+    x, t, mult, alpha = cache
     slope = x * x
-    slope *= 3 * GELU_SLOPE * GELU_CUBE
-    slope += GELU_SLOPE
+    slope *= 3 * GELU_SLOPE * GELU_CUBE * alpha**3
+    slope += GELU_SLOPE * alpha
     slope *= x                                                    # x · d(atanh t)/dx
     dx = t * t
     dx -= 1
@@ -162,26 +186,28 @@ def gelu_backward(dy, cache):
     dx -= t
     dx -= 1
     dx *= dy
-    dx *= -0.5
+    dx *= -0.5 * mult
     return dx
 
 
-def silu_gate(x, g):
-    """y = x · g σ(g),   σ(g) = 1/(1 + e^-g)          x, g, y (N, F): the gated unit of SwiGLU (Shazeer 2020, arXiv:2002.05202)"""
-    s = 1 / (1 + xp.exp(-g))
-    a = g * s
-    return x * a, (x, g, s, a)
+def silu_gate(x, g, mult=1.0, alpha=1.0):
+    """y = mult · x · g σ(α g),   σ(z) = 1/(1 + e^-z)          x, g, y (N, F): the gated unit of SwiGLU (Shazeer 2020, arXiv:2002.05202)"""
+    s = 1 / (1 + xp.exp(-alpha * g))
+    a = mult * (g * s)
+    return x * a, (x, g, s, a, mult, alpha)
 
 
 def silu_gate_backward(dy, cache):
-    """dx = dy · g σ      dg = dy · x σ (1 + g (1 − σ))"""
-    x, g, s, a = cache
-    dg = g - a                                                    # g (1 − σ)
+    """dx = mult · dy · g σ      dg = mult · dy · x σ (1 + α g (1 − σ))"""
+    x, g, s, a, mult, alpha = cache
+    dg = 1 - s
+    dg *= g
+    dg *= alpha
     dg += 1
     dg *= s
     dg *= x
     dg *= dy
-    return dy * a, dg
+    return dy * a, times(mult, dg)
 
 
 # ── attention ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -210,8 +236,8 @@ def rope_backward(dy, angles):
     return rope(dy, (cos, -sin))[0]
 
 
-def attention(q, k, v, scale):
-    """y = Pᵀ v,   P = softmax_keys(s),   s = scale · k qᵀ, a query's future masked          q, k, v, y (B, T, H, D)   P, s (B, H, T, T)
+def attention(q, k, v, scale, mult=1.0):
+    """y = mult · Pᵀ v,   P = softmax_keys(s),   s = scale · k qᵀ, a query's future masked          q, k, v, y (B, T, H, D)   P, s (B, H, T, T)
 
     Row j, column i of s is how query i scores key j: with keys along rows the softmax runs over the second-last axis, where
     NumPy reduces whole rows at once (1.6 ms instead of 2.6 for 16 × 16 × 64 × 64).
@@ -224,8 +250,8 @@ def attention(q, k, v, scale):
     p -= largest
     p = xp.exp(p, out=p)
     p /= p.sum(-2, keepdims=True)
-    y = p.swapaxes(-1, -2) @ v
-    return y.swapaxes(1, 2), (q, k, v, p, largest, scale)
+    y = times(mult, p.swapaxes(-1, -2) @ v)
+    return y.swapaxes(1, 2), (q, k, v, p, largest, scale, mult)
 
 
 def attention_backward(dy, cache):
@@ -233,13 +259,13 @@ def attention_backward(dy, cache):
 
     Masked entries need no care: there P is 0, so ds is 0.
     """
-    q, k, v, p, _, scale = cache
+    q, k, v, p, _, scale, mult = cache
     dy = dy.swapaxes(1, 2)
-    dv = p @ dy
+    dv = times(mult, p @ dy)
     ds = v @ dy.swapaxes(-1, -2)                                  # dP
     ds *= p
     ds -= p * ds.sum(-2, keepdims=True)
-    ds = times(scale, ds)
+    ds = times(scale * mult, ds)
     dq = ds.swapaxes(-1, -2) @ k
     dk = ds @ q
     return dq.swapaxes(1, 2), dk.swapaxes(1, 2), dv.swapaxes(1, 2)
@@ -247,8 +273,14 @@ def attention_backward(dy, cache):
 
 def attention_logits(cache):
     """s of `attention`, before the mask, computed anew          (B, H, T, T)"""
-    q, k, _, _, _, scale = cache
+    q, k, *_, scale, _ = cache
     return scale * (k @ q.swapaxes(-1, -2))
+
+
+def largest_logits(cache):
+    """Per head the largest attention logit of the batch, signed, as the softmax saw it          (H,)"""
+    *_, largest, _, _ = cache
+    return largest.max((0, 2, 3))
 
 
 def causal_mask(time, dtype):
@@ -259,35 +291,41 @@ def causal_mask(time, dtype):
 # ── residual branches and the loss ───────────────────────────────────────────────────────────────────────────────────
 
 def residual(x, branch, weight):
-    """y = skip · x + weight · branch,   weight = (skip, branch weight)          x, branch, y (N, C)"""
-    skip, amount = weight
-    y = x * skip if skip != 1 else x
-    return y + (branch if amount == 1 else branch * amount), weight
+    """y = skip · x + amount · branch          x, branch, y (N, C)   weight a Branch"""
+    y = branch * weight.amount if weight.amount != 1 else branch
+    return y + (x * weight.skip if weight.skip != 1 else x), weight
 
 
 def residual_backward(dy, weight):
-    """dx = skip · dy      dbranch = branch weight · dy"""
-    skip, amount = weight
-    return dy if skip == 1 else dy * skip, dy if amount == 1 else dy * amount
+    """dskip = skip · dy      dbranch = enter · dy.   What the branch makes of dbranch goes through `residual_join`."""
+    return dy * weight.skip if weight.skip != 1 else dy, dy * weight.enter if weight.enter != 1 else dy
 
 
-def cross_entropy(logits, targets):
-    """loss = mean_N (log Σ_V e^logits − logits[target]), in nats          logits (N, V)   targets (N,) integers   loss ()"""
-    largest = logits.max(-1, keepdims=True)
-    p = xp.exp(logits - largest)
+def residual_join(dskip, dx, weight):
+    """dx = dskip + leave · dx: the two gradients meet where skip and branch parted. Written into dx."""
+    dx = times(weight.leave, dx)
+    dx += dskip
+    return dx
+
+
+def cross_entropy(logits, targets, alpha=1.0, factor=None):
+    """loss = mean_N (log Σ_V e^z − z[target]), in nats,   z = α · logits          logits (N, V)   targets (N,) integers   loss ()"""
+    z = alpha * logits if alpha != 1 else logits
+    largest = z.max(-1, keepdims=True)
+    p = xp.exp(z - largest)
     total = p.sum(-1, keepdims=True)
     p /= total
     rows = xp.arange(len(targets))
-    loss = (xp.log(total[:, 0]) + largest[:, 0] - logits[rows, targets]).mean()
-    return loss, (p, targets)
+    loss = (xp.log(total[:, 0]) + largest[:, 0] - z[rows, targets]).mean()
+    return loss, (p, targets, alpha / len(targets) if factor is None else factor)
 
 
 def cross_entropy_backward(cache):
-    """dlogits = (softmax(logits) − onehot(targets)) / N"""
-    p, targets = cache
+    """dlogits = factor · (softmax(z) − onehot(targets)),   factor = α/N unless u-μP sets it"""
+    p, targets, factor = cache
     dlogits = p.copy()
     dlogits[xp.arange(len(targets)), targets] -= 1
-    dlogits *= 1 / len(targets)
+    dlogits *= factor
     return dlogits
 
 

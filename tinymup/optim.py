@@ -5,6 +5,7 @@ Every number here is a row of the resolved scaling table times the schedule's fa
 import math
 
 from .backend import xp
+from .orthogonalize import COEFFICIENTS, newton_schulz
 
 # ── schedules ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -67,6 +68,40 @@ def adamw(w, g, m, v, scratch, lr, betas, eps, t):
     w -= scratch
 
 
+def muon(w, g, m, scratch, lr, momentum, nesterov, form, newton_schulz_steps, coefficients, heads):
+    """ema: m ← μ m + (1 − μ) g,   u = m, Nesterov: μ m + (1 − μ) g.      sum: m ← μ m + g,   u = m, Nesterov: μ m + g.
+    w ← w − lr · O,   O = orthogonal factor of u by Newton–Schulz          (Jordan et al. 2024, kellerjordan.github.io/posts/muon)
+
+    lr is in units of spectral norm: O's singular values are all near 1. The two forms differ in u by the factor 1 − μ, which O does
+    not feel. Several heads: O of each block of columns, w (I, heads · D) as heads matrices (I, D).
+    """
+    share = 1 - momentum if form == "ema" else 1.0
+    m *= momentum
+    m += xp.multiply(g, share, out=scratch)
+    direction = m
+    if nesterov:
+        scratch += momentum * m
+        direction = scratch
+    blocks = direction.reshape(w.shape[0], heads, -1).swapaxes(0, 1)
+    o = newton_schulz(blocks, newton_schulz_steps, COEFFICIENTS[coefficients]).swapaxes(0, 1).reshape(w.shape)
+    o *= lr
+    w -= o
+
+
+def qk_clip(params, rows, largest, threshold):
+    """W_q, W_k ← √γ_h W_q, √γ_h W_k per head h,   γ_h = min(1, τ/S_h)          (MuonClip: Kimi K2 2025, arXiv:2507.20534, Algorithm 1)
+
+    largest: block prefix → S_h (H,), the largest attention logit of this step's forward, signed, as the softmax saw it. The logits of a
+    head are bilinear in W_q and W_k, biases included, so each of them becomes γ_h times what it was. Called after the update.
+    """
+    for prefix, s in largest.items():
+        root = xp.sqrt(threshold / xp.maximum(s, threshold))      # 1 where the logits are small or negative
+        for row in rows:
+            if row.name.startswith((prefix + "query", prefix + "key")):
+                w = params[row.name]
+                w *= xp.repeat(root, w.shape[-1] // len(root))
+
+
 # ── gradients ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 def clip(grads, rows, most):
@@ -82,10 +117,13 @@ def clip(grads, rows, most):
 
 
 class Optimizer:
-    """Joins parameters, their rows of the scaling table, and what each remembers from one step to the next."""
+    """Joins parameters, their rows of the scaling table, and what each remembers from one step to the next.
 
-    def __init__(self, rows, params, momentum=0.0, nesterov=False, betas=(0.9, 0.99)):
-        self.rows, self.momentum, self.nesterov, self.betas = rows, momentum, nesterov, betas
+    config gives what no table scales: momentum, nesterov, betas, and for Muon momentum_form, newton_schulz_steps, coefficients.
+    """
+
+    def __init__(self, rows, params, config):
+        self.rows, self.config = rows, config
         self.state = {}                                           # "name.m", "name.v": what a checkpoint saves
         for row in rows:
             for moment in self.moments(row):
@@ -94,16 +132,20 @@ class Optimizer:
 
     def moments(self, row):
         """The names of the arrays that the row's optimizer remembers."""
-        return {"sgd": "m" if self.momentum else "", "adamw": "mv"}[row.optimizer]
+        return {"sgd": "m" if self.config.momentum else "", "adamw": "mv", "muon": "m"}[row.optimizer]
 
     def step(self, params, grads, t, factor):
         """One update of all params, in place; t counts from 0, factor is the schedule's s_t."""
+        c = self.config
         for row in self.rows:
             w, g = params[row.name], grads[row.name]
             m, v = (self.state.get(f"{row.name}.{moment}") for moment in "mv")
-            scratch = self.scratch[:w.size].reshape(w.shape)
+            scratch, lr = self.scratch[:w.size].reshape(w.shape), factor * row.lr
             shrink(w, factor * row.shrink)
             if row.optimizer == "sgd":
-                sgd(w, g, m, scratch, factor * row.lr, self.momentum, self.nesterov)
+                sgd(w, g, m, scratch, lr, c.momentum, c.nesterov)
+            elif row.optimizer == "adamw":
+                adamw(w, g, m, v, scratch, lr, c.betas, row.eps, t + 1)
             else:
-                adamw(w, g, m, v, scratch, factor * row.lr, self.betas, row.eps, t + 1)
+                muon(w, g, m, scratch, lr * row.shape_factor, c.momentum, c.nesterov, c.momentum_form, c.newton_schulz_steps,
+                     c.coefficients, row.heads)

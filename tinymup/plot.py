@@ -45,3 +45,28 @@ def loss_against_lr(size, groups, path, title=None):
         figure.suptitle(title)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def sizes_against_width(panels, path, title=None):
+    """A row of panels per parametrization: log-log lines of size against width, one per named quantity.
+
+    panels: {row label: {column label: {name: {width: size}}}}; each column shares its axes, so that a slope in one row shows beside none.
+    """
+    columns = list(next(iter(panels.values())))
+    figure, axes = plt.subplots(len(panels), len(columns), figsize=(1 + 4.2 * len(columns), 0.6 + 2.9 * len(panels)),
+                                sharex=True, sharey="col", squeeze=False, layout="constrained")
+    for row, (label, by_column) in zip(axes, panels.items()):
+        for ax, column in zip(row, columns):
+            for i, (name, by_width) in enumerate(by_column[column].items()):
+                ax.plot(list(by_width), list(by_width.values()), "-o", markersize=3, label=name, color=plt.get_cmap("tab20")(i % 20))
+            ax.set_xscale("log", base=2)
+            ax.set_yscale("log", base=2)
+            ax.set_title(f"{label}: {column}", fontsize=9)
+            ax.grid(alpha=0.3)
+    for ax in axes[-1]:
+        ax.set_xlabel("width")
+        ax.legend(fontsize=5.5, ncols=2)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

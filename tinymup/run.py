@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy
 from tqdm import tqdm
 
-from . import checkpoint, data, optim
+from . import checkpoint, data, ops, optim
 from .backend import generator, keep_freed_memory, to_device, to_host, use, xp
 from .initialize import initialize
 from .network import build
@@ -27,6 +27,14 @@ def diverged(loss, first):
     return not loss <= 2 * max(math.log(data.VOCAB), first)
 
 
+def watch_logits(largest):
+    """A `watch` that puts each attention's largest logits per head into the dict largest, by block prefix; no second forward."""
+    def watch(name, x):
+        if name.endswith("attention_logits"):
+            largest[name.removesuffix("attention_logits")] = ops.largest_logits(x)
+    return watch
+
+
 def sample(network, params, prompt, length, seq, seed):
     """Continues prompt (bytes) by length bytes drawn from the model; the context is the last seq bytes."""
     text = list(prompt)
@@ -42,7 +50,7 @@ def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds
     """Trains the network of a complete config and returns (record, network, params). The record holds plain numbers, strings and lists:
 
     status "done" or "diverged", loss (held-out, nats per byte, at the end), curve [[step, training loss since the last point]],
-    held_out [[step, loss]], seconds, tokens_per_second, and what is needed to tell the run from others.
+    held_out [[step, loss]], largest_logits [[step, per block and head the largest attention logit since the last point]], seconds, tokens_per_second, and what is needed to tell the run from others.
 
     checkpoint_path: written when checkpoint_seconds have passed, at a log point, and at the end. With resume, a run goes on
     from it bit for bit. A step does not wait for the device; a log point does.
@@ -51,10 +59,10 @@ def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds
     keep_freed_memory()
     network = build(config)
     params = initialize(network.rows, config.seed, config.dtype)
-    optimizer = optim.Optimizer(network.rows, params, config.momentum, config.nesterov, config.betas)
+    optimizer = optim.Optimizer(network.rows, params, config)
     held_out = [tuple(map(to_device, b)) for b in data.held_out_batches(corpus, HELD_OUT_BATCHES, config.batch, config.seq)]
     key = config.key(corpus.digest)
-    done = {"key": key, "step": 0, "status": "running", "curve": [], "held_out": [], "seconds": 0.0}
+    done = {"key": key, "step": 0, "status": "running", "curve": [], "held_out": [], "largest_logits": [], "seconds": 0.0}
     if resume and checkpoint_path and checkpoint_path.exists():
         params, optimizer.state, done = checkpoint.load(checkpoint_path)
         if done["key"] != key:
@@ -64,7 +72,7 @@ def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds
         return float(to_host(sum(network.loss(params, *b) for b in held_out))) / len(held_out)
 
     every = max(1, config.steps // LOGS)
-    losses = []
+    losses, peaks = [], {}
     clock = saved = time.perf_counter()
     with numpy.errstate(all="ignore"), tqdm(total=config.steps, initial=done["step"], unit="step", leave=False,
                                             disable=not (progress and sys.stderr.isatty())) as bar:
@@ -72,10 +80,14 @@ def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds
             if done["status"] == "diverged":
                 break
             ids, targets = map(to_device, data.training_batch(corpus, config.seed, step, config.batch, config.seq))
-            loss, grads = network.loss_and_gradients(params, ids, targets)
+            largest = {}                                          # block prefix → the largest attention logit of each head
+            loss, grads = network.loss_and_gradients(params, ids, targets, watch_logits(largest))
             if config.clip:
                 optim.clip(grads, network.rows, config.clip)
             optimizer.step(params, grads, step, optim.schedule(config.schedule, step, config.steps, config.warmup))
+            if config.optimizer == "muonclip":
+                optim.qk_clip(params, network.rows, largest, config.qk_clip_threshold)
+            peaks = {prefix: xp.maximum(peaks.get(prefix, s), s) for prefix, s in largest.items()}
             losses.append(loss)
             bar.update()
             if (step + 1) % every and step + 1 < config.steps:
@@ -84,6 +96,8 @@ def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds
             mean = float(to_host(sum(losses))) / len(losses)      # the one place that waits for the device
             losses.clear()
             done["step"] = step + 1
+            done["largest_logits"].append([step + 1, [[float(f"{s:.5g}") for s in to_host(heads)] for heads in peaks.values()]])
+            peaks = {}
             done["curve"].append([step + 1, mean])
             now = time.perf_counter()
             done["seconds"] += now - clock
@@ -104,7 +118,7 @@ def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds
     if checkpoint_path:
         checkpoint.save(checkpoint_path, params, optimizer.state, done)
     record = {"key": key, "status": done["status"], "loss": done["held_out"][-1][1] if done["status"] == "done" else None,
-              "config": asdict(config), "corpus": corpus.digest, "curve": done["curve"], "held_out": done["held_out"],
+              "config": asdict(config), "corpus": corpus.digest, "curve": done["curve"], "held_out": done["held_out"], "largest_logits": done["largest_logits"],
               "seconds": done["seconds"], "tokens_per_second": done["step"] * config.batch * config.seq / done["seconds"],
               "versions": versions()}
     return record, network, params

@@ -180,6 +180,18 @@ MUP_TABLE9 = {
     "tied":      Rule(PER_ROOT_OUT, ROOT_OUT,     ONE,        PER_ROOT_OUT, PER_ROOT_OUT),
 }
 
+# Unit-scaled μP (Blake et al. 2024, arXiv:2407.17465, Table 2): Table 8 shifted by θ = 1/√fan_in where it starts at 1/√fan_in, and a new
+# learning rate for the embedding. Base sizes are 1, so sizes are absolute. Gradients have unit scale (`unit_scaling.py`): ε is constant,
+# and SGD gets Adam's column (graphcore-research/unit-scaling, `optim.py`; biases follow Aleph-Alpha/scaling, which adds them after A).
+U_MUP = {
+    "embedding": Rule(ONE,          ONE,          PER_ROOT_OUT, PER_ROOT_OUT, ONE),
+    "input":     Rule(ONE,          PER_ROOT_IN,  ONE,          ONE,          ONE),
+    "hidden":    Rule(ONE,          PER_ROOT_IN,  PER_ROOT_IN,  PER_ROOT_IN,  ONE),
+    "output":    Rule(ONE,          PER_IN,       ONE,          ONE,          ONE),
+    "vector":    Rule(ONE,          ONE,          ONE,          ONE,          ONE),
+    "scalar":    Rule(ONE,          ONE,          ONE,          ONE,          ONE),
+}
+
 # q·k sums head_dim terms. They are independent at initialisation (1/√d), but training correlates them (1/d, μP).
 PARAMETRIZATIONS = {
     "sp": Parametrization("SP, standard parametrization", SP, PER_ROOT_IN, ONE),
@@ -187,6 +199,7 @@ PARAMETRIZATIONS = {
     "mup": Parametrization("μP, maximal update parametrization (Table 8)", MUP_TABLE8, PER_IN, PER_OUT),
     "mup-table3": Parametrization("μP as Table 3", MUP_TABLE3, PER_IN, None),
     "mup-table9": Parametrization("μP as Table 9", MUP_TABLE9, PER_IN, PER_ROOT_OUT),
+    "umup": Parametrization("u-μP, unit-scaled maximal update parametrization (absolute sizes)", U_MUP, PER_IN, None, base_free=True),
 }
 
 
@@ -209,7 +222,10 @@ def depth_power(alpha):
     return DepthRule(Power(depth=-alpha), Power(depth=2*alpha - 1), Power(depth=alpha - 1), Power(depth=alpha - 1), Power(depth=-alpha))
 
 
+PER_ROOT_DEPTH = Power(depth=-1/2)
 DEPTH_RULES = {"none": DepthRule(ONE, ONE, ONE, ONE, ONE), "depth-mup": depth_power(1/2), "completep": depth_power(1)}
+# u-μP's branch weights follow a recursion (`unit_scaling.residual`), its gradients do not carry them.
+U_MUP_DEPTH = DepthRule(ONE, PER_ROOT_DEPTH, PER_ROOT_DEPTH, PER_ROOT_DEPTH, ONE)
 
 # Muon's factor on the orthogonal step, of (fan_in, fan_out). Named after who uses it; "spectral" gives ‖Δw‖₂ = lr·√(fan_out/fan_in).
 SHAPE_FACTORS = {
@@ -230,19 +246,19 @@ class Spec(NamedTuple):
     mean: float = 0.0        # 1 for a norm gain
     std: float = 1.0         # in units of BASE_INIT; 0 for what starts constant
     in_branch: bool = False  # inside a residual branch, where depth counts
+    heads: tuple = None      # (heads, head_dim, base head_dim) of a matrix that Muon orthogonalises head by head
 
 
 class Hyperparameters(NamedTuple):
     """What the user chooses, at the base width; the table turns it into numbers for each parameter."""
 
-    lr: float = 2**-6
+    lr: float = 2**-7
     adam_lr: float = None          # of the parameters that Muon leaves to AdamW; None: lr
     eps: float = 1e-8
     weight_decay: float = 0.0
     decay_form: str = "independent"
     init_scale: float = 1.0
     embed_mult: float = 1.0
-    attn_mult: float = 1.0
     output_mult: float = 1.0
     muon_scale: str = "spectral"
 
@@ -259,6 +275,7 @@ class Row(NamedTuple):
     mult: float
     lr: float                      # Muon: the factor on s·O
     shape_factor: float            # Muon's s; 1 for the others
+    heads: int                     # Muon orthogonalises this many blocks of columns apart
     eps: float
     weight_decay: float            # λ
     shrink: float                  # what decay takes off w per step at the schedule's peak: λ, or lr·λ where coupled
@@ -275,6 +292,20 @@ def size_of(spec, depth_ratio=1.0, base_free=False):
     return Size(fan_in / base_in, fan_out / base_out, depth_ratio if spec.in_branch else 1.0)
 
 
+def muon_lr(spec, rule, muon_scale, base_free):
+    """(C, s) of a matrix for Muon, per unit of lr: C·s goes like the table's cell, and is s at the base.
+
+    Head by head, the matrix is the block of columns that belongs to one head.
+    """
+    (fan_in, fan_out), (base_in, base_out) = spec.shape, spec.base_shape
+    if spec.heads:
+        _, fan_out, base_out = spec.heads
+    if base_free:
+        base_in, base_out = 1, 1
+    s, base_s = SHAPE_FACTORS[muon_scale](fan_in, fan_out), SHAPE_FACTORS[muon_scale](base_in, base_out)
+    return rule.lr("muon").at(Size(fan_in / base_in, fan_out / base_out)) * base_s / s, s
+
+
 def resolve(specs, param="mup", optimizer="adamw", hyper=Hyperparameters(), depth_ratio=1.0, depth_rule="none"):
     """The table, applied: one `Row` per parameter.
 
@@ -283,7 +314,8 @@ def resolve(specs, param="mup", optimizer="adamw", hyper=Hyperparameters(), dept
 
     Errors: ValueError for an unknown role, or one that the parametrization has no rule for, naming the parameter.
     """
-    table, depth = PARAMETRIZATIONS[param], DEPTH_RULES[depth_rule]
+    table = PARAMETRIZATIONS[param]
+    depth = U_MUP_DEPTH if table.base_free else DEPTH_RULES[depth_rule]
     rows = []
     for spec in specs:
         if spec.role not in table.rules:
@@ -296,11 +328,11 @@ def resolve(specs, param="mup", optimizer="adamw", hyper=Hyperparameters(), dept
 
         optimizer_here = optimizer_of(spec.role, optimizer)
         base_lr = hyper.lr if optimizer_here == optimizer or hyper.adam_lr is None else hyper.adam_lr
-        lr = base_lr * rule.lr(optimizer_here).at(size) * getattr(depth, optimizer_here).at(size)
-        shape_factor = 1.0
         if optimizer_here == "muon":
-            shape_factor = SHAPE_FACTORS[hyper.muon_scale](*fans(spec.shape))
-            lr *= SHAPE_FACTORS[hyper.muon_scale](*base_fans) / shape_factor
+            per_lr, shape_factor = muon_lr(spec, rule, hyper.muon_scale, table.base_free)
+        else:
+            per_lr, shape_factor = rule.lr(optimizer_here).at(size), 1.0
+        lr = base_lr * per_lr * getattr(depth, optimizer_here).at(size)
         coupled = hyper.decay_form == "coupled"
         weight_decay = hyper.weight_decay * (base_lr / lr if coupled else 1.0)
         rows.append(Row(
@@ -308,7 +340,7 @@ def resolve(specs, param="mup", optimizer="adamw", hyper=Hyperparameters(), dept
             mean=rule.init.at(size) * spec.mean,
             std=rule.init.at(size) * spec.std * base_init * hyper.init_scale,
             mult=rule.mult.at(size) * user_mult.get(spec.role, 1.0),
-            lr=lr, shape_factor=shape_factor,
+            lr=lr, shape_factor=shape_factor, heads=spec.heads[0] if spec.heads else 1,
             eps=hyper.eps * rule.eps.at(size) * depth.eps.at(size),
             weight_decay=weight_decay, shrink=weight_decay * (lr if coupled else 1.0)))
     return rows

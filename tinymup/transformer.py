@@ -64,7 +64,7 @@ def attention_branch(x, p, b, a, scales, batch, angles, watch):
     q, k, v = (m.reshape(batch, -1, a.width // a.head_dim, a.head_dim) for m in (q, k, v))
     q, _ = ops.rope(q, angles)
     k, _ = ops.rope(k, angles)
-    y, c_attention = ops.attention(q, k, v, scales.attention)
+    y, c_attention = ops.attention(q, k, v, scales.attention, scales.attention_out)
     watch(b + "attention_logits", c_attention)
     y, c_out = ops.dense(y.reshape(x.shape), p, b + "attention_out", scales.mult)
     return y, (c_norm, c_q, c_k, c_v, angles, c_attention, c_out, q.shape)
@@ -89,10 +89,10 @@ def ffn_branch(x, p, b, a, scales):
     f, c_up = ops.dense(n, p, b + "up", scales.mult)
     if a.activation == "swiglu":
         gate, c_gate = ops.dense(n, p, b + "gate", scales.mult)
-        f, c_act = ops.silu_gate(f, gate)
+        f, c_act = ops.silu_gate(f, gate, scales.activation, scales.activation_alpha)
     else:
         c_gate = None
-        f, c_act = ops.ACTIVATIONS[a.activation][0](f)
+        f, c_act = ops.ACTIVATIONS[a.activation][0](f, scales.activation, scales.activation_alpha)
     y, c_down = ops.dense(f, p, b + "down", scales.mult)
     return y, (c_norm, c_up, c_gate, c_act, c_down, a)
 
@@ -150,11 +150,9 @@ def backward(dlogits, cache):
         b = f"block{i}."
         c_attention, c_add1, c_ffn, c_add2 = caches.pop()         # popped, so that each cache is freed once used
         dskip, dy = ops.residual_backward(dx, c_add2)
-        dx = ffn_branch_backward(dy, c_ffn, g, b)
-        dx += dskip
+        dx = ops.residual_join(dskip, ffn_branch_backward(dy, c_ffn, g, b), c_add2)
         dskip, dy = ops.residual_backward(dx, c_add1)
-        dx = attention_branch_backward(dy, c_attention, g, b)
-        dx += dskip
+        dx = ops.residual_join(dskip, attention_branch_backward(dy, c_attention, g, b), c_add1)
     g["embedding"] = ops.embedding_backward(dx, c_embedding)
     if a.tied:
         g["embedding"] += d_output.T                              # one matrix, used twice

@@ -1,0 +1,189 @@
+"""Training on the strict stand-in for CuPy: the same numbers to the last bit, and no waiting for the device between log points."""
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import strict_device
+from tinymup import checkpoint, data, optim, run
+from tinymup.backend import to_device, to_host
+from tinymup.initialize import initialize
+from tinymup.network import Config, build, complete
+
+TEXT = np.random.default_rng(0).integers(32, 127, 3000).astype(np.uint8)
+CORPUS = data.Corpus(TEXT[:2700], TEXT[2700:], "random")
+
+TRANSFORMER = Config(width=16, head_dim=8, depth=2, base_width=8, base_head_dim=4, base_depth=1, steps=4, warmup=1, batch=2, seq=9)
+MLP = Config(model="mlp", width=16, depth=2, base_width=8, base_depth=1, steps=4, warmup=1, batch=2, seq=9)
+PARAMS = ("sp", "ntk", "mup", "mup-table3", "mup-table9")
+MODELS = {"mlp": MLP, "transformer": TRANSFORMER}
+OPTIMIZERS = {"sgd": dict(optimizer="sgd", lr=0.1),
+              "momentum": dict(optimizer="sgd", lr=0.1, momentum=0.9, nesterov=True), "adamw": dict(optimizer="adamw"),
+              "muon": dict(optimizer="muon")}
+OPTIONS = {
+    "swiglu": dict(ffn="swiglu"), "relu": dict(ffn="relu"), "tied": dict(tied=True), "gains and biases": dict(gains=True, biases=True),
+    "clip": dict(clip=0.1), "decay": dict(weight_decay=0.1, decay_form="coupled"), "zero": dict(zero_readout=True, zero_query=True),
+    "completep": dict(depth_rule="completep"), "wsd": dict(schedule="wsd"), "multipliers": dict(embed_mult=2.0, attn_mult=0.5, output_mult=3.0),
+    "float64": dict(dtype="float64"),
+    "all": dict(ffn="swiglu", tied=True, gains=True, biases=True, clip=0.1, weight_decay=0.1, depth_rule="depth-mup", schedule="cosine"),
+}
+
+
+@pytest.fixture
+def strict(monkeypatch):
+    """Runs a function on the stand-in and returns its result with the counts. `run.train` may not choose NumPy meanwhile."""
+    def call(function):
+        with strict_device.in_use() as counts, monkeypatch.context() as patch:
+            patch.setattr(run, "use", lambda device: None)
+            return function(), counts
+    return call
+
+
+def trained(config, **options):
+    """A run's losses, and its parameters on the host."""
+    record, _, params = run.train(complete(config), CORPUS, progress=False, **options)
+    return (record["curve"], record["held_out"], record["status"]), {name: to_host(w) for name, w in params.items()}
+
+
+def assert_equal_runs(config, strict):
+    losses, params = trained(config)
+    (device_losses, device_params), counts = strict(lambda: trained(config))
+    assert counts.operations > 1000                                # it did compute there
+    assert losses == device_losses and losses[2] == "done"
+    assert params.keys() == device_params.keys()
+    assert all(params[name].tobytes() == device_params[name].tobytes() and params[name].dtype == device_params[name].dtype for name in params)
+
+
+@pytest.mark.parametrize("param", PARAMS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_training_is_the_same_on_the_device_to_the_last_bit(model, optimizer, param, strict):
+    assert_equal_runs(replace(MODELS[model], param=param, **OPTIMIZERS[optimizer]), strict)
+
+
+@pytest.mark.parametrize("param", PARAMS)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_training_with_options_is_the_same_on_the_device_to_the_last_bit(options, param, strict):
+    if param == "mup-table3" and OPTIONS[options].get("tied"):
+        param = "mup"                                              # which cannot be written as Table 3
+    assert_equal_runs(replace(TRANSFORMER, param=param, **OPTIONS[options]), strict)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_every_option_changes_the_run(options):
+    (curve, *_), params = trained(TRANSFORMER)
+    (other_curve, *_), other = trained(replace(TRANSFORMER, **OPTIONS[options]))
+    assert params.keys() != other.keys() or any(params[name].tobytes() != other[name].tobytes() for name in params)
+    assert curve != other_curve
+
+
+ABSOLUTE = dict(param="umup", base_width=None, base_depth=None, base_head_dim=None)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model, options", [
+    ("mlp", {}), ("transformer", {}), ("transformer", dict(ffn="swiglu", gains=True, biases=True, clip=0.1))])
+def test_training_under_u_mup_is_the_same_on_the_device_to_the_last_bit(model, options, optimizer, strict):
+    assert_equal_runs(replace(MODELS[model], **ABSOLUTE, **options, **OPTIMIZERS[optimizer] | {"lr": 0.01}), strict)
+
+
+@pytest.mark.parametrize("options", [
+    dict(optimizer="muonclip", qk_clip_threshold=0.01, biases=True), dict(optimizer="muon", muon_per_head=True, momentum_form="sum"),
+    dict(optimizer="muon", coefficients="polar-express", weight_decay=0.1), dict(matmul_format="fp8"), dict(matmul_format="bf16")])
+def test_training_with_muons_options_and_formats_is_the_same_on_the_device_to_the_last_bit(options, strict):
+    assert_equal_runs(replace(TRANSFORMER, **options), strict)
+
+
+def steps_of(config, steps=3):
+    """Batches to the device, losses, gradients, clipping and updates, without logging."""
+    network = build(config)
+    params = initialize(network.rows, 0, config.dtype)
+    optimizer = optim.Optimizer(network.rows, params, config)
+    for step in range(steps):
+        ids, targets = map(to_device, data.training_batch(CORPUS, 0, step, config.batch, config.seq))
+        loss, grads = network.loss_and_gradients(params, ids, targets)
+        optim.clip(grads, network.rows, 0.1)
+        optimizer.step(params, grads, step, 1.0)
+    return loss
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model, options", [
+    ("mlp", {}), ("transformer", {}), ("transformer", dict(ffn="swiglu", tied=True, gains=True, biases=True, weight_decay=0.1))])
+def test_a_training_step_never_waits_for_the_device(model, options, optimizer, strict):
+    loss, counts = strict(lambda: steps_of(complete(replace(MODELS[model], **options, **OPTIMIZERS[optimizer]))))
+    assert counts.syncs == 0 and counts.operations > 100
+    assert isinstance(loss, strict_device.DeviceArray)
+
+
+@pytest.mark.parametrize("steps, logs", [(4, 4), (60, 20), (50, 25), (61, 21)])
+def test_a_run_waits_once_per_log_point_and_once_to_evaluate(steps, logs, strict):
+    config = complete(replace(MLP, steps=steps, clip=0.1))
+    (record, _, _), counts = strict(lambda: run.train(config, CORPUS, progress=False))
+    assert len(record["curve"]) == logs and counts.syncs == logs + 1
+
+
+def test_a_checkpoint_waits_once_per_array_and_a_log_point_of_the_transformer_once_more_per_block(strict, tmp_path):
+    config = complete(TRANSFORMER)
+    (_, _, params), counts = strict(lambda: run.train(config, CORPUS, tmp_path / "run.npz", progress=False))
+    logs = config.steps * (1 + config.depth)                       # 4 steps: each is a log point, with the largest logits of its blocks
+    arrays = 3 * len(params)                                       # each with AdamW's two moments
+    assert counts.syncs == logs + 1 + arrays
+
+
+def test_a_loss_read_within_a_step_is_counted(strict, monkeypatch):
+    right = optim.clip
+    monkeypatch.setattr(optim, "clip", lambda grads, rows, most: float(next(iter(grads.values())).sum()) and right(grads, rows, most))
+    _, counts = strict(lambda: steps_of(complete(TRANSFORMER)))
+    assert counts.syncs == 3
+
+
+def test_a_sample_waits_once_per_byte_and_is_the_same(strict):
+    config = complete(TRANSFORMER)
+
+    def sampled():
+        network = build(config)
+        return run.sample(network, initialize(network.rows, 0, config.dtype), b"abc", 12, config.seq, 0)
+    text, counts = strict(sampled)
+    assert text == sampled() and counts.syncs == 12
+
+
+def test_a_resumed_run_is_the_same_on_the_device_to_the_last_bit(strict, tmp_path, monkeypatch):
+    """Stopped half-way, and resumed from the file that a log point wrote."""
+    path, config = tmp_path / "run.npz", replace(TRANSFORMER, clip=0.1)
+    whole = trained(config)
+
+    class Stopped(Exception):
+        pass
+
+    save = checkpoint.save
+
+    def save_and_stop(*args):
+        save(*args)
+        raise Stopped
+
+    def stopped():
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            patch.setattr(checkpoint, "save", save_and_stop)
+            trained(config, checkpoint_path=path, checkpoint_seconds=0.0)
+    strict(stopped)
+    assert checkpoint.load(path)[2]["step"] == 1
+    resumed, _ = strict(lambda: trained(config, checkpoint_path=path, resume=True))
+    assert resumed[0] == whole[0] and all(resumed[1][name].tobytes() == whole[1][name].tobytes() for name in whole[1])
+
+
+def test_a_diverging_run_ends_as_one_on_the_device_too(strict):
+    config = replace(MLP, optimizer="sgd", lr=1e6, steps=40)
+    (losses, _), _ = strict(lambda: trained(config))
+    assert losses[2] == "diverged" and len(losses[0]) < 20 and not math.isfinite(losses[0][-1][1])
+
+
+def test_a_host_array_in_the_middle_of_a_step_is_refused(strict):
+    def forgetful():
+        config = complete(TRANSFORMER)
+        network = build(config)
+        params = initialize(network.rows, 0, config.dtype)
+        return network.logits(params, data.training_batch(CORPUS, 0, 0, 2, 9)[0])  # without to_device
+    with pytest.raises(TypeError):
+        strict(forgetful)
