@@ -276,9 +276,10 @@ def machine():
     cpu = next((line.split(": ")[1] for line in cpuinfo.splitlines() if line.startswith("model name")), platform.processor())
     blas = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
     torch = f", PyTorch {importlib.import_module('torch').__version__}" if OPTIONS.torch else ""
+    arrays = f"{xp.module.__name__} {xp.__version__}"
     return [f"CPU {cpu}, {os.cpu_count()} cores; threads used: {OPTIONS.threads}",
             f"BLAS {blas['name']} {blas['version']}, kernel {kernel()}",
-            f"Python {platform.python_version()}, NumPy {numpy.__version__}, arrays: {xp.module.__name__} {xp.__version__}{torch}"]
+            f"Python {platform.python_version()}, NumPy {numpy.__version__}, arrays: {arrays}{torch}"]
 
 
 def text(value):

@@ -21,7 +21,7 @@ CORPUS = data.Corpus(TEXT[:2700], TEXT[2700:], "random")
 
 SHAPES = {"square": (24, 24), "wide": (16, 40), "tall": (40, 16)}                  # (fan_in, fan_out)
 ORTHOGONAL = dict(coefficients="polar-express", newton_schulz_steps=12)            # all singular values 1, but for rounding
-EXACT = 1e-10    # relative; seen: at most 3e-14 for one update
+EXACT = 1e-12    # relative; seen: at most 1e-15 for one update
 
 
 def row(shape=(16, 40), param="mup", base_shape=None, heads=None, **options):
@@ -58,12 +58,12 @@ def distance(a, b):
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_ema_and_sum_go_the_same_way_with_the_same_learning_rate(shape, nesterov):
     ema, total = (trajectory(row(shape), gradients(shape), nesterov=nesterov, momentum_form=form) for form in ("ema", "sum"))
-    assert distance(ema, total) < 1e-12                            # 1e-6 was asked for; seen: 5e-15
+    assert distance(ema, total) < 1e-12                            # seen: 1e-15
 
 
 def test_a_network_trains_to_the_same_logits_with_either_form():
     ema, total = (logits_after(replace(SMALL, momentum_form=form)) for form in ("ema", "sum"))
-    assert distance(ema, total) < 1e-9                             # seen: 1e-12, rounding fed back through six steps
+    assert distance(ema, total) < SAME
     assert distance(ema, ema[0]) > 0.05
 
 
@@ -106,7 +106,7 @@ def like_torch(name, saved, change=lambda r: r):
 @pytest.mark.parametrize("saved", TORCH_RUNS.values(), ids=TORCH_RUNS)
 @pytest.mark.parametrize("name", TORCH["weights"])
 def test_ten_steps_end_where_those_of_torch_do(name, saved):
-    assert like_torch(name, saved) < 1e-10                           # seen: at most 3e-14
+    assert like_torch(name, saved) < 1e-12                           # seen: at most 2e-16
 
 
 @pytest.mark.parametrize("wrong, seen_on, rule", [
@@ -157,7 +157,8 @@ def test_under_the_spectral_scale_an_input_of_rms_1_moves_by_at_most_lr():
 def test_five_keller_steps_keep_the_promise_to_their_range():
     for shape in SHAPES.values():
         singular = np.linalg.svd(update(row(shape, lr=1.0, muon_scale="none"), coefficients="keller", newton_schulz_steps=5), compute_uv=False)
-        assert 0.4 < singular.min() < 0.9 and 1.0 < singular.max() < 1.21          # a square matrix has values below 0.01 of its norm
+        assert 1.05 < singular.max() < 1.135
+        assert 0.68 < np.sort(singular)[1 if shape[0] == shape[1] else 0] < 0.75    # the last of a square matrix may be next to none
 
 
 @pytest.mark.parametrize("scale", PROMISES)
@@ -240,7 +241,7 @@ def test_widths_counted_twice_or_left_out_are_noticed():
 SMALL = Config(optimizer="muon", width=24, head_dim=8, depth=2, base_width=8, base_head_dim=4, base_depth=1, gains=True, biases=True,
                batch=2, seq=6, dtype="float64", lr=0.1, adam_lr=0.03, eps=1e-3, weight_decay=0.01)
 TABLES = ("mup", "mup-table3", "mup-table9")
-SAME = 1e-9      # seen: at most 3e-12; float64's rounding, grown by Newton–Schulz's 3.4 per step on small singular values and by six steps
+SAME = 1e-10     # seen: at most 3e-15; the room is for BLAS kernels that round otherwise: Newton–Schulz multiplies small singular values by 3.4 a step
 FORMS = {
     "spectral": {}, "keller": dict(muon_scale="keller"), "moonlight": dict(muon_scale="moonlight"), "none": dict(muon_scale="none"),
     "sum, plain": dict(momentum_form="sum", nesterov=False), "polar-express": dict(coefficients="polar-express"),
@@ -311,7 +312,7 @@ def test_the_companion_has_its_own_learning_rate_in_the_adamw_column():
     muon, adamw = (build(complete(replace(SMALL, optimizer=optimizer, lr=0.03))).rows for optimizer in ("muon", "adamw"))
     for a, b in zip(muon, adamw):
         assert a == b or a.role == "hidden" and a.lr == pytest.approx(0.03, rel=1e-15)      # spectral: flat in width; AdamW: a third of it here
-    assert {r.lr for r in adamw if r.role == "hidden"} == {pytest.approx(0.01, rel=1e-15)}
+        assert a.role != "hidden" or b.lr == pytest.approx(0.01, rel=1e-15)
 
 
 def test_under_muon_a_parameter_without_a_rule_is_an_error_that_names_it():
@@ -425,7 +426,7 @@ def test_on_the_same_batch_a_clipped_heads_largest_logit_is_the_threshold_and_th
     after, cache_after = attention_of(network, clipped, ids)[block]
     above = s > threshold
     assert above.sum() == 2 and threshold > 0
-    assert after[above] == pytest.approx([threshold] * 2, rel=1e-12)               # 1e-6 was asked for
+    assert after[above] == pytest.approx([threshold] * 2, rel=1e-12)               # 1e-6 was asked for; seen: 4e-16
     assert np.array_equal(after[~above], s[~above])
     before, now = logits_one_by_one(cache), logits_one_by_one(cache_after)
     assert np.array_equal(now[:, ~above], before[:, ~above])
@@ -554,12 +555,12 @@ def test_muonclip_is_muons_step_then_the_clip_by_maxima_from_before_the_step():
 
 
 def test_clipping_holds_logits_at_the_threshold_that_muon_alone_drives_up():
-    config = replace(SMALL, biases=False, gains=False, lr=0.5, steps=40, warmup=2, schedule="constant", qk_clip_threshold=1.0, dtype="float32")
+    config = replace(SMALL, biases=False, gains=False, lr=0.1, steps=40, warmup=2, schedule="constant", qk_clip_threshold=1.0, dtype="float32")
     peaks = {}
     for optimizer in ("muon", "muonclip"):
         record, *_ = run.train(complete(replace(config, optimizer=optimizer)), CORPUS, progress=False)
         peaks[optimizer] = np.array([heads for _, heads in record["largest_logits"]])[-5:].max()
-    assert peaks["muon"] > 4 and peaks["muonclip"] < 2             # a step and a batch later it is the threshold only nearly
+    assert peaks["muon"] > 6 and peaks["muonclip"] < 3             # seen: 10 and 2; a step and another 12 bytes later it is 1 only roughly
 
 
 # ── the device ───────────────────────────────────────────────────────────────────────────────────────────────────────

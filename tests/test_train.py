@@ -28,16 +28,11 @@ def command(arguments):
 def parsed(monkeypatch):
     """A function from arguments to the configs that `train.py` would train; nothing is trained."""
     found = []
-
-    def grid(base, axes, make=sweep.grid):
-        found[:] = make(base, axes)
-        return found
-    monkeypatch.setattr(sweep, "grid", grid)
-    monkeypatch.setattr(train, "explain", lambda configs: None)
+    monkeypatch.setattr(train, "explain", lambda configs: found.append(configs))
 
     def parse(*arguments):
         assert command([*arguments, "--explain"]) == 0
-        return found
+        return found[-1]
     return parse
 
 
@@ -93,6 +88,12 @@ def test_each_optimizer_has_a_learning_rate_of_its_own_where_none_is_given(parse
     assert lrs["sgd"] != lrs["adamw"] and None not in lrs.values()
 
 
+def test_lr_factor_multiplies_the_default_of_each_run(parsed):
+    plain = {(c.param, c.optimizer): c.lr for c in parsed("--param", "mup", "umup", "--optimizer", "sgd", "adamw")}
+    found = parsed("--param", "mup", "umup", "--optimizer", "sgd", "adamw", "--lr-factor", "2^-1:2^1")
+    assert sorted((c.param, c.optimizer, c.lr) for c in found) == sorted((*k, lr * f) for k, lr in plain.items() for f in (0.5, 1, 2))
+
+
 def test_the_base_may_be_larger_than_the_width(parsed):
     assert [c.base_width for c in parsed("--width", "32", "--base-width", "256")] == [256]
 
@@ -121,6 +122,15 @@ def test_the_base_may_be_larger_than_the_width(parsed):
     (["--lr", "0"], "--lr"),
     (["--lr", "-0.1"], "--lr"),
     (["--lr", "inf"], "--lr"),
+    (["--lr-factor", "0"], "--lr"),
+    (["--lr-factor", "-1"], "--lr"),
+    (["--lr-factor", "2", "--lr", "0.1"], "--lr-factor"),
+    (["--base-width", "64", "--param", "umup"], "--base-width"),
+    (["--alpha-res", "2"], "--alpha-res"),                       # of umup alone
+    (["--alpha-res", "2", "--param", "umup", "--model", "mlp"], "--alpha-res"),
+    (["--output-mult", "2", "--param", "umup"], "--output-mult"),
+    (["--optimizer", "muonclip", "--model", "mlp"], "muonclip"),
+    (["--newton-schulz-steps", "0"], "--newton-schulz-steps"),
     (["--width", "0"], "--width"),
     (["--width", "-64"], "--width"),
     (["--width", "64.5"], "64.5"),
@@ -198,7 +208,7 @@ def test_the_gpu_is_refused_where_there_is_none(tmp_path, capsys):
 
 # ── no flag is read and forgotten ────────────────────────────────────────────────────────────────────────────────────
 
-SGD = ["--optimizer", "sgd"]
+SGD, MUON, UMUP = ["--optimizer", "sgd"], ["--optimizer", "muon"], ["--param", "umup"]
 EFFECTS = {   # field: (flags that set the scene, the flag's value)
     "model": ([], "mlp"), "param": ([], "sp"), "optimizer": ([], "sgd"), "width": ([], "64"), "depth": ([], "2"), "head_dim": ([], "16"),
     "base_width": ([], "16"), "base_depth": (["--depth-rule", "completep"], "1"), "base_head_dim": ([], "16"), "depth_rule": ([], "depth-mup"),
@@ -207,10 +217,16 @@ EFFECTS = {   # field: (flags that set the scene, the flag's value)
     "momentum": (SGD, "0.9"), "nesterov": ([*SGD, "--momentum", "0.9"], "on"), "betas": ([], "0.8,0.9"), "eps": ([], "1e-3"),
     "weight_decay": ([], "0.1"), "decay_form": (["--weight-decay", "0.1"], "coupled"), "clip": ([], "0.01"), "steps": ([], "4"),
     "warmup": ([], "2"), "schedule": ([], "constant"), "batch": ([], "3"), "seq": ([], "17"), "seed": ([], "1"),
+    "adam_lr": (MUON, "2^-5"), "momentum_form": (MUON, "sum"), "muon_scale": (MUON, "moonlight"), "muon_per_head": ([*MUON, "--head-dim", "16"], "on"),
+    "coefficients": (MUON, "cubic"), "newton_schulz_steps": (MUON, "3"), "qk_clip_threshold": (["--optimizer", "muonclip"], "0.01"),
+    "alpha_attn": (UMUP, "2"), "alpha_ffn": (UMUP, "2"), "alpha_res": (UMUP, "2"), "alpha_res_ratio": (UMUP, "2"), "alpha_loss": (UMUP, "2"),
+    "matmul_format": ([], "bf16"),
     "data": ([], train.__file__), "dtype": ([], "float64"),
 }
-EFFECTS_ON_MLP = {name: EFFECTS[name] for name in ("param", "optimizer", "width", "depth", "base_width", "lr", "init_scale", "output_mult", "zero_readout",
-                                                   "momentum", "nesterov", "betas", "eps", "weight_decay", "decay_form", "clip", "schedule")}
+EFFECTS_ON_MLP = {name: EFFECTS[name] for name in (
+    "param", "optimizer", "width", "depth", "base_width", "lr", "init_scale", "output_mult", "zero_readout", "momentum", "nesterov", "betas", "eps",
+    "weight_decay", "decay_form", "clip", "schedule", "adam_lr", "momentum_form", "muon_scale", "coefficients", "newton_schulz_steps", "alpha_ffn",
+    "alpha_loss", "matmul_format")}
 EFFECTS_ON_MLP["ffn"] = ([], "relu")
 
 
@@ -226,7 +242,7 @@ def flag(name):
 def test_the_list_of_effects_names_every_field_of_a_config_and_every_flag():
     assert set(EFFECTS) == {f.name for f in fields(Config)} - {"device"}       # without a GPU, a test of the refusal
     flags = {a.dest for a in train.parser()._actions} - {"help"}
-    assert flags == set(EFFECTS) | {"device", "jobs", "out", "resume", "explain", "no_plot"}   # each has tests of its own
+    assert flags == set(EFFECTS) | {"lr_factor", "device", "jobs", "out", "resume", "explain", "no_plot"}   # each has tests of its own
 
 
 @pytest.mark.parametrize("model, name", [("transformer", n) for n in EFFECTS] + [("mlp", n) for n in EFFECTS_ON_MLP])
@@ -296,7 +312,7 @@ def test_an_interrupted_single_run_goes_on_with_resume_and_starts_again_without(
     assert command([*arguments, "--out", tmp_path / "cut", *["--resume"] * resume]) == 0
     assert asked[9:] == list(range(8 if resume else 0, 12))
     whole, cut = (json.loads((tmp_path / name / "results.jsonl").read_text()) for name in ("whole", "cut"))
-    for key in ("key", "loss", "curve", "held_out", "sample"):
+    for key in ("key", "loss", "curve", "sample"):
         assert cut[key] == whole[key]
 
 

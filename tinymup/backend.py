@@ -50,6 +50,17 @@ def to_host(array):
     return xp.module.asnumpy(array) if hasattr(xp.module, "asnumpy") else numpy.asarray(array)
 
 
+def blocks(x):
+    """Slices of x's first axis, so many rows at a time that what is computed on them one operation after the other stays in a
+    core's cache. On a GPU a single slice: there an operation costs its launch.
+    """
+    rows = len(x) if xp.module is not numpy else max(1, len(x) * BLOCK_BYTES // x.nbytes)
+    return [slice(i, i + rows) for i in range(0, len(x), rows)]
+
+
+BLOCK_BYTES = 1 << 17
+
+
 def generator(seed, purpose, step=0):
     """The random numbers of (seed, what they are for, step): drawn on the host, hence equal on every device.
 

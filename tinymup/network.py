@@ -91,7 +91,7 @@ def complete(config):
     defaults = DEFAULTS[config.optimizer] | (UNIT_DEFAULTS[config.optimizer] if unit else BASE)
     c = replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
     for name in ("width", "depth", "head_dim", "base_width", "base_depth", "base_head_dim", "steps", "batch", "seq", "lr", "adam_lr",
-                 "init_scale", "newton_schulz_steps", "qk_clip_threshold", *UNIT_ONLY):
+                 "init_scale", "embed_mult", "attn_mult", "output_mult", "newton_schulz_steps", "qk_clip_threshold", *UNIT_ONLY):
         if getattr(c, name) is not None and not 0 < getattr(c, name) < math.inf:
             raise ValueError(f"{flag(name)} {getattr(c, name)}: must be above 0")
     for name in ("warmup", "seed", "clip", "weight_decay", "eps"):

@@ -6,7 +6,7 @@ dx is the gradient of the loss with respect to x, and has its shape. `ops.py` kn
 import math
 from typing import NamedTuple
 
-from .backend import xp
+from .backend import blocks, xp
 from .number_formats import quantize
 
 
@@ -114,7 +114,7 @@ def embedding_backward(dy, cache):
 
 def rmsnorm(x, eps=1e-6):
     """y = x / rms,   rms = √(mean_C x² + eps)          x, y (N, C)"""
-    inv = 1 / xp.sqrt((x * x).mean(-1, keepdims=True) + eps)      # (N, 1)
+    inv = 1 / xp.sqrt(row_mean(x, x) + eps)                       # (N, 1)
     y = x * inv
     return y, (y, inv)
 
@@ -125,9 +125,15 @@ def rmsnorm_backward(dy, cache):
     The term taken off is the part of dy along y: stretching x does not change y.
     """
     y, inv = cache
-    dx = dy - y * (dy * y).mean(-1, keepdims=True)
+    dx = y * -row_mean(dy, y)
+    dx += dy
     dx *= inv
     return dx
+
+
+def row_mean(a, b):
+    """mean_C a · b          a, b (N, C) → (N, 1), without an array for the products"""
+    return xp.einsum("nc,nc->n", a, b)[:, None] / a.shape[-1]
 
 
 def gain(x, g, mult=UNIT):
@@ -162,38 +168,39 @@ def gelu(x, mult=1.0, alpha=1.0):
 
     (1 + t)/2 is the normal distribution function of z to within 5e-4. Products, not x**3: that takes 300 times as long.
     """
-    t = x * x
-    t *= GELU_SLOPE * GELU_CUBE * alpha**3
-    t += GELU_SLOPE * alpha
-    t *= x
-    t = xp.tanh(t, out=t)
-    y = t + 1
-    y *= x
-    y *= 0.5 * mult
-    return y, (x, t, mult, alpha)
+    y, gate = xp.empty_like(x), xp.empty_like(x)                  # gate: (1 + t)/2
+    for i in blocks(x):
+        g = xp.multiply(x[i], x[i], out=gate[i])
+        g *= GELU_SLOPE * GELU_CUBE * alpha**3
+        g += GELU_SLOPE * alpha
+        g *= x[i]
+        xp.tanh(g, out=g)
+        g += 1
+        g *= 0.5
+        xp.multiply(x[i], g, out=y[i])
+    return times(mult, y), (x, gate, mult, alpha)
 
 
 def gelu_backward(dy, cache):
-    """dx = mult · dy · ½ (1 + t + x (1 − t²) · α √(2/π) (1 + 3 · 0.044715 z²))"""
-    x, t, mult, alpha = cache
-    slope = x * x
-    slope *= 3 * GELU_SLOPE * GELU_CUBE * alpha**3
-    slope += GELU_SLOPE * alpha
-    slope *= x                                                    # x · d(atanh t)/dx
-    dx = t * t
-    dx -= 1
-    dx *= slope
-    dx -= t
-    dx -= 1
-    dx *= dy
-    dx *= -0.5 * mult
-    return dx
+    """dx = mult · dy · (G + G (1 − G) x · 2 α √(2/π) (1 + 3 · 0.044715 z²)),   G = (1 + t)/2,   G (1 − G) = (1 − t²)/4"""
+    x, gate, mult, alpha = cache
+    dx = xp.empty_like(x)
+    for i in blocks(x):
+        d = xp.multiply(x[i], x[i], out=dx[i])
+        d *= 6 * GELU_SLOPE * GELU_CUBE * alpha**3
+        d += 2 * GELU_SLOPE * alpha
+        d *= x[i]
+        d *= 1 - gate[i]
+        d += 1
+        d *= gate[i]
+        d *= dy[i]
+    return times(mult, dx)
 
 
 def silu_gate(x, g, mult=1.0, alpha=1.0):
     """y = mult · x · g σ(α g),   σ(z) = 1/(1 + e^-z)          x, g, y (N, F): the gated unit of SwiGLU (Shazeer 2020, arXiv:2002.05202)"""
     s = 1 / (1 + xp.exp(-alpha * g))
-    a = mult * (g * s)
+    a = times(mult, g * s)
     return x * a, (x, g, s, a, mult, alpha)
 
 
@@ -212,21 +219,25 @@ def silu_gate_backward(dy, cache):
 
 # ── attention ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-def rope_angles(time, head_dim, dtype):
-    """cos, sin of t · 10000^(−2i/D)          (T, 1, D/2) each: the rotation of pair i at time t (Su et al. 2021, arXiv:2104.09864)"""
+def rope_angles(time, heads, head_dim, dtype):
+    """(cos, cos), (−sin, sin) of t · 10000^(−2i/D)          (T, H, D) each: the rotation of pair i at time t (Su et al. 2021, arXiv:2104.09864)
+
+    As wide as the arrays they multiply, for NumPy's inner loops run along the last axes that lie together in memory.
+    """
     frequency = xp.exp(xp.arange(head_dim // 2) * (-2 * math.log(10000) / head_dim))
     angle = xp.arange(time)[:, None, None] * frequency
-    return xp.cos(angle).astype(dtype), xp.sin(angle).astype(dtype)
+    cos, sin = xp.cos(angle), xp.sin(angle)
+    return tuple(xp.tile(xp.concatenate(pair, axis=-1).astype(dtype), (1, heads, 1)) for pair in ((cos, cos), (-sin, sin)))
 
 
 def rope(x, angles):
     """Turns each pair (x_i, x_{i+D/2}) by its angle, so that q·k depends on the distance in time only.          x, y (B, T, H, D)"""
     cos, sin = angles
     half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
-    y = xp.empty_like(x)
-    y[..., :half] = a * cos - b * sin
-    y[..., half:] = a * sin + b * cos
+    y = xp.empty(x.shape, x.dtype)
+    y[..., :half], y[..., half:] = x[..., half:], x[..., :half]   # each pair exchanged
+    y *= sin
+    y += x * cos
     return y, angles
 
 
@@ -242,39 +253,45 @@ def attention(q, k, v, scale, mult=1.0):
     Row j, column i of s is how query i scores key j: with keys along rows the softmax runs over the second-last axis, where
     NumPy reduces whole rows at once (1.6 ms instead of 2.6 for 16 × 16 × 64 × 64).
     """
-    q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))               # (B, H, T, D)
-    s = times(scale, k @ q.swapaxes(-1, -2))
-    s += causal_mask(s.shape[-1], s.dtype)
-    largest = s.max(-2, keepdims=True)                            # (B, H, 1, T)
-    p = s
-    p -= largest
-    p = xp.exp(p, out=p)
-    p /= p.sum(-2, keepdims=True)
-    y = times(mult, p.swapaxes(-1, -2) @ v)
-    return y.swapaxes(1, 2), (q, k, v, p, largest, scale, mult)
+    q = (q * scale).swapaxes(1, 2)                                # (B, H, T, D)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    batch, heads, time, _ = q.shape
+    dtype = xp.result_type(q, k, v)
+    mask = causal_mask(time, dtype)
+    p, largest = xp.empty((batch, heads, time, time), dtype), xp.empty((batch, heads, 1, time), dtype)
+    for b in blocks(p):
+        s = xp.matmul(k[b], q[b].swapaxes(-1, -2), out=p[b])
+        s += mask
+        s -= xp.max(s, axis=-2, keepdims=True, out=largest[b])
+        xp.exp(s, out=s)
+        s /= s.sum(-2, keepdims=True)
+    y = p.swapaxes(-1, -2) @ v
+    return (mult * y if mult != 1 else y).swapaxes(1, 2), (q, k, v, p, y, largest, scale, mult)
 
 
 def attention_backward(dy, cache):
-    """Forward: s → P → y. Backward: y → P → s → q, k.          ds = P · (dP − Σ_keys dP · P)
+    """Forward: s → P → y. Backward: y → P → s → q, k.          ds = P · (dP − Σ_keys dP · P),   Σ_keys dP · P = Σ_D dy · y
 
     Masked entries need no care: there P is 0, so ds is 0.
     """
-    q, k, v, p, _, scale, mult = cache
-    dy = dy.swapaxes(1, 2)
-    dv = times(mult, p @ dy)
-    ds = v @ dy.swapaxes(-1, -2)                                  # dP
-    ds *= p
-    ds -= p * ds.sum(-2, keepdims=True)
-    ds = times(scale * mult, ds)
-    dq = ds.swapaxes(-1, -2) @ k
-    dk = ds @ q
+    q, k, v, p, y, _, scale, mult = cache
+    dy = (mult * dy if mult != 1 else dy).swapaxes(1, 2)
+    dv = p @ dy
+    along = (dy * y).sum(-1)[:, :, None]                          # (B, H, 1, T)
+    ds = xp.empty_like(p)
+    for b in blocks(ds):
+        xp.matmul(v[b], dy[b].swapaxes(-1, -2), out=ds[b])        # dP
+        ds[b] -= along[b]
+        ds[b] *= p[b]
+    dq = times(scale, ds.swapaxes(-1, -2) @ k)
+    dk = ds @ q                                                   # q holds scale already
     return dq.swapaxes(1, 2), dk.swapaxes(1, 2), dv.swapaxes(1, 2)
 
 
 def attention_logits(cache):
     """s of `attention`, before the mask, computed anew          (B, H, T, T)"""
-    q, k, *_, scale, _ = cache
-    return scale * (k @ q.swapaxes(-1, -2))
+    q, k, *_ = cache                                              # q holds scale already
+    return k @ q.swapaxes(-1, -2)
 
 
 def largest_logits(cache):

@@ -111,7 +111,7 @@ def clip(grads, rows, most):
     latter is the same in all equivalent tables; with g itself, clipping would break the abc-symmetry.
     """
     squares = sum(xp.vdot(grads[row.name], grads[row.name]).real * row.mult**-2 for row in rows)
-    factor = xp.minimum(1.0, most / xp.sqrt(squares))             # stays on the device; inf or nan spreads, as it should
+    factor = xp.minimum(1.0, most / xp.sqrt(squares))             # a device scalar: nothing waits for it
     for g in grads.values():
         g *= factor
 

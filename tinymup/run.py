@@ -50,7 +50,8 @@ def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds
     """Trains the network of a complete config and returns (record, network, params). The record holds plain numbers, strings and lists:
 
     status "done" or "diverged", loss (held-out, nats per byte, at the end), curve [[step, training loss since the last point]],
-    held_out [[step, loss]], largest_logits [[step, per block and head the largest attention logit since the last point]], seconds, tokens_per_second, and what is needed to tell the run from others.
+    largest_logits [[step, per block and head the largest attention logit since the last point]], seconds, tokens_per_second,
+    and what is needed to tell the run from others.
 
     checkpoint_path: written when checkpoint_seconds have passed, at a log point, and at the end. With resume, a run goes on
     from it bit for bit. A step does not wait for the device; a log point does.
@@ -62,7 +63,7 @@ def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds
     optimizer = optim.Optimizer(network.rows, params, config)
     held_out = [tuple(map(to_device, b)) for b in data.held_out_batches(corpus, HELD_OUT_BATCHES, config.batch, config.seq)]
     key = config.key(corpus.digest)
-    done = {"key": key, "step": 0, "status": "running", "curve": [], "held_out": [], "largest_logits": [], "seconds": 0.0}
+    done = {"key": key, "step": 0, "status": "running", "curve": [], "largest_logits": [], "seconds": 0.0}
     if resume and checkpoint_path and checkpoint_path.exists():
         params, optimizer.state, done = checkpoint.load(checkpoint_path)
         if done["key"] != key:
@@ -89,15 +90,18 @@ def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds
                 optim.qk_clip(params, network.rows, largest, config.qk_clip_threshold)
             peaks = {prefix: xp.maximum(peaks.get(prefix, s), s) for prefix, s in largest.items()}
             losses.append(loss)
+            del grads                                             # before the next forward makes its activations
             bar.update()
             if (step + 1) % every and step + 1 < config.steps:
                 continue
 
-            mean = float(to_host(sum(losses))) / len(losses)      # the one place that waits for the device
+            mean = float(to_host(sum(losses))) / len(losses)      # only here does the host wait for the device
             losses.clear()
             done["step"] = step + 1
-            done["largest_logits"].append([step + 1, [[float(f"{s:.5g}") for s in to_host(heads)] for heads in peaks.values()]])
-            peaks = {}
+            if peaks:
+                heads = to_host(xp.stack(list(peaks.values())))
+                done["largest_logits"].append([step + 1, [[float(f"{s:.5g}") for s in block] for block in heads]])
+                peaks = {}
             done["curve"].append([step + 1, mean])
             now = time.perf_counter()
             done["seconds"] += now - clock
@@ -112,13 +116,12 @@ def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds
                 saved = time.perf_counter()
             clock = time.perf_counter()
         if done["status"] == "running":
-            final = evaluate()
-            done["held_out"].append([config.steps, final])
+            done["loss"] = final = evaluate()
             done["status"] = "diverged" if diverged(final, done["curve"][0][1]) else "done"
     if checkpoint_path:
         checkpoint.save(checkpoint_path, params, optimizer.state, done)
-    record = {"key": key, "status": done["status"], "loss": done["held_out"][-1][1] if done["status"] == "done" else None,
-              "config": asdict(config), "corpus": corpus.digest, "curve": done["curve"], "held_out": done["held_out"], "largest_logits": done["largest_logits"],
+    record = {"key": key, "status": done["status"], "loss": done["loss"] if done["status"] == "done" else None,
+              "config": asdict(config), "corpus": corpus.digest, "curve": done["curve"], "largest_logits": done["largest_logits"],
               "seconds": done["seconds"], "tokens_per_second": done["step"] * config.batch * config.seq / done["seconds"],
               "versions": versions()}
     return record, network, params

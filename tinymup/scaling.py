@@ -310,7 +310,8 @@ def resolve(specs, param="mup", optimizer="adamw", hyper=Hyperparameters(), dept
     """The table, applied: one `Row` per parameter.
 
     Weight decay: w ← (1 − s_t·λ) w (independent, s_t the schedule's factor, λ the same for all widths), or
-    w ← (1 − s_t·lr·λ) w (coupled, as in PyTorch's AdamW), where λ grows as lr shrinks, so that lr·λ is the same for all widths.
+    w ← (1 − s_t·lr·λ) w (coupled, as in PyTorch's AdamW), where λ grows as lr shrinks, so that lr·λ is the same for all widths (and depths:
+    CompleteP's Table 1 leaves λ alone where a depth rule lowers the lr).
 
     Errors: ValueError for an unknown role, or one that the parametrization has no rule for, naming the parameter.
     """

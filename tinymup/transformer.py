@@ -24,7 +24,7 @@ class Architecture(NamedTuple):
 
 def ffn_width(a):
     """4 C; for SwiGLU's three matrices 8/3 C in steps of 8, which is as many parameters."""
-    return a.width * 8 // 3 // 8 * 8 if a.activation == "swiglu" else 4 * a.width
+    return max(8, a.width * 8 // 3 // 8 * 8) if a.activation == "swiglu" else 4 * a.width
 
 
 def shapes(a):
@@ -114,7 +114,7 @@ def ffn_branch_backward(dy, cache, g, b):
 def forward(p, ids, a, scales, watch=ops.ignore):
     """logits (B·T, V) of the byte after each of ids (B, T). The same function trains, evaluates and samples."""
     batch, time = ids.shape
-    angles = ops.rope_angles(time, a.head_dim, p["embedding"].dtype)
+    angles = ops.rope_angles(time, a.width // a.head_dim, a.head_dim, p["embedding"].dtype)
     x, c_embedding = ops.embedding(ids.reshape(-1), p["embedding"], scales.mult["embedding"])
     watch("embedding", x)
     caches = []
