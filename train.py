@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from tinymup import data, plot, run, sweep
-from tinymup.network import BASE, DEFAULTS, MODELS, OPTIMIZERS, UNIT_DEFAULTS, Config, build
+from tinymup.network import BASE, DEFAULTS, MODELS, OPTIMIZERS, UNIT_DEFAULTS, Config, build, complete
 from tinymup.number_formats import MATMUL_FORMATS
 from tinymup.ops import ACTIVATIONS
 from tinymup.orthogonalize import COEFFICIENTS
@@ -151,7 +151,7 @@ def explain(configs):
     """Prints the resolved table of each configuration, seeds and learning rates beyond the first left out."""
     shown = set()
     for config in configs:
-        identity = (config.param, config.optimizer, config.width, config.depth)
+        identity = replace(config, lr=0.0, seed=0)
         if identity not in shown:
             shown.add(identity)
             network = build(config)
@@ -172,12 +172,14 @@ def single(config, corpus, results, resume):
         results.append(record)
     else:
         print(f"this run is in {results.path} already; choose another --out to train it again", file=sys.stderr)
-    print("  ".join(f"step {step}: {loss:.3f}" for step, loss in record["curve"][::4] + record["curve"][-1:]))
+    print("  ".join(f"step {step}: {loss:.3f}" for step, loss in record["curve"][:-1:4] + record["curve"][-1:]
+                    if loss is not None))
     if record["status"] == "diverged":
         print("diverged: choose a smaller --lr")
         return
     print(f"held-out loss {record['loss']:.4f} nats per byte ({record['loss'] / math.log(2):.3f} bits), "
-          f"{record['seconds']:.0f} s, {record['tokens_per_second']:,.0f} tokens/s\n\n{record['sample']}")
+          f"{record['seconds']:.0f} s, {record['tokens_per_second']:,.0f} tokens/s"
+          + (f"\n\n{record['sample']}" if "sample" in record else ""))       # a run of a sweep has none
 
 
 def main(arguments=None):
@@ -198,7 +200,7 @@ def main(arguments=None):
         if flags["lr_factor"]:
             if "lr" in axes:
                 raise ValueError("--lr and --lr-factor: give one of them")
-            configs = [replace(c, lr=c.lr * factor) for c in configs for factor in dict.fromkeys(f for word in flags["lr_factor"] for f in word)]
+            configs = [complete(replace(c, lr=c.lr * factor)) for c in configs for factor in dict.fromkeys(f for word in flags["lr_factor"] for f in word)]
         if flags["explain"]:
             return explain(configs)
         run.use(base.device)
@@ -209,14 +211,16 @@ def main(arguments=None):
         records = sweep.run_all(configs, corpus, results, flags["jobs"], flags["resume"])
         size, groups = sweep.curves(records)
         print(sweep.report(size, groups))
-        if not flags["no_plot"]:
+        if not flags["no_plot"] and any(record["loss"] is not None for record in records):
             plot.loss_against_lr(size, groups, flags["out"] / "plot.png")
             print(f"\nplot: {flags['out'] / 'plot.png'}")
         failed = sum(record["status"] == "failed" for record in records)
         if failed:
             p.exit(1, f"{failed} of {len(records)} runs failed, see 'reason' in {results.path}; the same command tries them again\n")
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError) as error:
         p.exit(2, f"{p.prog}: {error}\n")
+    except MemoryError:
+        p.exit(2, f"{p.prog}: out of memory: choose a smaller --width, --batch or --seq, or fewer --jobs\n")
     except KeyboardInterrupt:
         p.exit(130, "\ninterrupted: finished runs are kept; the same command goes on, with --resume also inside a run\n")
 

@@ -2,32 +2,34 @@
 
     python experiments/muon_transfer.py --jobs 2
 
-Refuted by: a drift of more than half an octave from width 64 to 512 (spectral) or to 256 (the others, one seed).
+Refuted by: a drift of more than half an octave from width 64 to 512 (spectral) or to 128 (the others, one seed).
 
 The lr given to tinymup is η, at the base width, and the table makes C from it such that C·s (s the shape factor) grows as the
 spectral condition wants: so all rules train the same family of networks, and differ by constants that no width changes, the s of
 each shape at the base (keller doubles the step of down-projections, spectral halves it). A user of a bare rule types C itself; C = η
 under spectral, keller and none, while Moonlight's s grows like √width, so that there the C to type falls by √width, which is the
-drift in the last column. `ema` and `sum` momentum differ by a factor that Newton-Schulz divides out: their losses must agree to rounding.
+drift in the last column. `ema` and `sum` momentum differ by a factor that Newton-Schulz divides out: their losses must agree to rounding,
+up to the best lr; far above it training is chaotic, and rounding itself makes two runs differ.
 """
 import math
 
-from transfer import arguments, read, show, train  # noqa: I001 (first: it sets the path)
+from transfer import FIGURES, arguments, read, train  # noqa: I001 (first: it sets the path)
 
-from tinymup import sweep
+from tinymup import plot, sweep
 from tinymup.network import Config, build, complete
 
-LRS = [2.0**e for e in range(-8, -2)]
-WIDTHS, SEEDS = [64, 128, 256, 512], [0, 1, 2]
-OTHER_SCALES, OTHER_WIDTHS = ["keller", "moonlight", "none"], [64, 128, 256]
-SAME = 1e-4   # of losses after 300 float32 steps; 1.2e-6 was seen at width 64
-TITLE = "Muon on the hidden matrices, 300 steps; spectral: mean and range of 3 seeds, the other shape factors: 1 seed"
+LRS = [2.0**e for e in range(-7, -2)]
+WIDTHS, SEEDS = [64, 128, 256], [0, 1]
+OTHER_SCALES, OTHER_WIDTHS = ["keller", "moonlight", "none"], [64, 128]
+SAME = 1e-4   # of losses after 300 float32 steps; 1.2e-6 was seen at width 64 and lr 2^-5
+TITLE = "Muon on the hidden matrices, 300 steps; spectral: 2 seeds up to width 256, else 1 seed"
 
 
 def grids():
     """spectral on all widths and seeds, the other rules on the smaller widths, the other momentum form on the smallest."""
     muon = Config(optimizer="muon")
-    return [(muon, {"width": WIDTHS, "lr": LRS, "seed": SEEDS}),
+    return [(muon, {"width": [512], "lr": LRS, "seed": SEEDS[:1]}),
+            (muon, {"width": WIDTHS, "lr": LRS, "seed": SEEDS}),
             (muon, {"muon_scale": OTHER_SCALES, "width": OTHER_WIDTHS, "lr": LRS}),
             (muon, {"momentum_form": ["sum"], "width": OTHER_WIDTHS[:1], "lr": LRS})]
 
@@ -57,15 +59,18 @@ def drifts(records):
 
 
 def forms(records):
-    """How far the losses of the two momentum forms are apart, at most."""
+    """How far the losses of the two momentum forms are apart, per lr; up to the best lr they must be the same."""
     losses = {}
     for record in records:
         c = record["config"]
         if c["muon_scale"] == "spectral":
-            losses.setdefault((c["width"], c["lr"], c["seed"]), {})[c["momentum_form"]] = record["loss"]
-    pairs = [pair for pair in losses.values() if len(pair) == 2 and None not in pair.values()]
-    worst = max(abs(pair["ema"] - pair["sum"]) for pair in pairs)
-    return f"\nema and sum: losses of {len(pairs)} pairs of runs differ by at most {worst:.5f}: {'the same' if worst < SAME else 'NOT the same'}"
+            losses.setdefault((c["width"], c["seed"], c["lr"]), {})[c["momentum_form"]] = record["loss"]
+    pairs = {key[2]: pair["ema"] - pair["sum"] for key, pair in sorted(losses.items()) if len(pair) == 2 and None not in pair.values()}
+    best = min(pairs, key=lambda lr: losses[OTHER_WIDTHS[0], SEEDS[0], lr]["ema"])
+    worst = max(abs(difference) for lr, difference in pairs.items() if lr <= best)
+    return (f"\nloss with ema less loss with sum, width {OTHER_WIDTHS[0]}: "
+            + ", ".join(f"{difference:+.5f} at 2^{math.log2(lr):g}" for lr, difference in pairs.items())
+            + f"\nup to the best lr at most {worst:.5f}: {'the same' if worst < SAME else 'NOT the same'}")
 
 
 if __name__ == "__main__":
@@ -74,6 +79,10 @@ if __name__ == "__main__":
         train("muon_transfer", grids(), flags.jobs)
     records = read("muon_transfer")
     ema = [record for record in records if record["config"]["momentum_form"] == "ema"]
-    show("muon_transfer", TITLE, ema)
+    ema.sort(key=lambda record: record["config"]["muon_scale"] == "spectral")      # last: the legend stands there, and has all widths
+    size, groups = sweep.curves(ema)
+    print(sweep.report(size, groups))
+    drawn = {label: by_width for label, by_width in groups.items() if "none" not in label}         # the table has it too
+    plot.loss_against_lr(size, drawn, FIGURES / "muon_transfer.png", TITLE)
     print(drifts(ema))
     print(forms(records))

@@ -39,7 +39,7 @@ def measure(jobs):
         for record in records:
             c = record["config"]
             threshold = f"{c['qk_clip_threshold']:g}" if c["optimizer"] == "muonclip" else "none"
-            for (step, loss), (_, largest) in zip(record["curve"], record["largest_logits"]):
+            for (step, loss), (_, largest) in zip(record.get("curve", []), record.get("largest_logits", [])):
                 last = step == c["steps"] and record["loss"] is not None
                 table.writerow([c["lr"], threshold, c["seed"], step, f"{loss:.5f}", f"{record['loss']:.5f}" if last else "",
                                 *(s for block in largest for s in block)])
@@ -66,7 +66,7 @@ def peak(steps, logits):
 
 def report(runs):
     lines = [f"{'lr':>9}{'threshold':>11}{'largest logit':>15}{'held-out loss':>15}{'seeds':>20}"]
-    for (lr, threshold), by_seed in runs.items():
+    for (lr, threshold), by_seed in sorted(runs.items(), key=lambda run: run[0][0]):
         losses = [loss for _, _, loss in by_seed.values() if loss is not None]
         plain = [loss for _, _, loss in runs[lr, "none"].values() if loss is not None]
         if len(losses) < len(by_seed) or len(plain) < len(by_seed):
@@ -101,12 +101,18 @@ def draw(runs):
                         label=f"{name}: loss {statistics.mean(losses):.3f}" if losses and not i else None)
             if threshold != "none":
                 ax.axhline(float(threshold), color=COLOURS.get(threshold), linestyle=":", linewidth=1)
-        ax.set(yscale="log", title=f"lr 2^{math.log2(lr):g}", xlabel="step")
+        ax.set_yscale("log")
+        ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+        ax.set_yticks(ticks, list(map(str, ticks)))
+        ax.set_yticks([], minor=True)
+        ax.set(title=f"lr 2^{math.log2(lr):g}", xlabel="step")
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
+    drawn = [s for by_seed in runs.values() for heads in by_seed[min(by_seed)][1] for s in heads]
+    axes[0][0].set_ylim(max(1, 0.8 * min(drawn)), 1.25 * max(drawn))
     axes[0][0].set_ylabel("largest attention logit of a head")
     figure.suptitle(f"QK-Clip, width {WIDTH}: a line per head of one seed; held-out loss: mean of {len(SEEDS)} seeds", fontsize=11)
-    figure.savefig(FIGURE, dpi=110)
+    figure.savefig(FIGURE, dpi=100)
 
 
 if __name__ == "__main__":

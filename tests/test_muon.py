@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 import strict_device
-from tinymup import data, optim, run, scaling
+from tinymup import data, ops, optim, run, scaling
 from tinymup.backend import to_device, to_host
 from tinymup.initialize import initialize
 from tinymup.network import Config, build, complete
-from tinymup.ops import largest_logits
 from tinymup.orthogonalize import newton_schulz
 from tinymup.scaling import MUP_TABLE8, PARAMETRIZATIONS, PER_ROOT_IN, SHAPE_FACTORS, Hyperparameters, Rule, Spec, muon_lr, resolve, shifted
 
@@ -78,6 +77,18 @@ def test_momentum_and_nesterov_are_their_formulas(form):
             wanted.append(w)
         seen = trajectory(row(lr=0.1), gradients(w.shape), nesterov=nesterov, momentum_form=form)[1:]
         assert distance(seen, np.array(wanted)) < 1e-12
+
+
+def test_the_buffers_of_the_two_forms_differ_by_the_factor_that_newton_schulz_divides_out():
+    buffers = {}
+    for form in ("ema", "sum"):
+        w, m, scratch = np.zeros((16, 40)), np.zeros((16, 40)), np.empty((16, 40))
+        for g in gradients(w.shape, 3):
+            optim.muon(w, g, m, scratch, 0.1, 0.95, True, form, 5, "keller", 1)
+        buffers[form] = m
+    assert distance(buffers["sum"] * (1 - 0.95), buffers["ema"]) < 1e-12
+    first, second, third = gradients((16, 40), 3)
+    assert distance(buffers["sum"], 0.95**2 * first + 0.95 * second + third) < 1e-12
 
 
 def test_nesterov_is_not_plain_momentum_and_neither_is_none():
@@ -335,6 +346,14 @@ def test_per_head_is_each_heads_block_by_itself():
     assert distance(together[1] / np.linalg.norm(together[1]), trajectory(whole, g)[1] / np.linalg.norm(trajectory(whole, g)[1])) > 0.1
 
 
+@pytest.mark.parametrize("scale", SHAPE_FACTORS)
+def test_per_head_the_base_is_a_head_of_the_base(scale):
+    at_base = row((16, 16), base_shape=(16, 16), heads=(2, 8, 8), lr=0.1, muon_scale=scale)
+    assert at_base.lr == 0.1 and at_base.shape_factor == SHAPE_FACTORS[scale](16, 8)
+    wide = row((48, 48), base_shape=(16, 16), heads=(3, 16, 8), lr=0.1, muon_scale=scale)         # width × 3, head × 2
+    assert wide.lr * wide.shape_factor == pytest.approx(0.1 * at_base.shape_factor * math.sqrt(2 / 3), rel=1e-14)
+
+
 @pytest.mark.parametrize("param", ["sp", "mup", "umup"])
 def test_per_head_splits_queries_keys_and_values_only_and_keeps_the_spectral_condition(param):
     absolute = dict(base_width=None, base_depth=None, base_head_dim=None) if param == "umup" else {}
@@ -375,25 +394,34 @@ CLIPPED = replace(SMALL, optimizer="muonclip", width=32, head_dim=8, gains=False
 QUERIES_AND_KEYS = ("query", "query.bias", "key", "key.bias")
 
 
-def attention_of(network, params, ids):
-    """prefix → (the maxima that training would see, the attention's cache)."""
-    seen = {}
+@pytest.fixture
+def attentions(monkeypatch):
+    """A list that grows by (q, k, scale) of every attention that is computed, whatever the pass remembers of it."""
+    seen, attention = [], ops.attention
 
-    def watch(name, x):
-        if name.endswith("attention_logits"):
-            seen[name.removesuffix("attention_logits")] = largest_logits(x), x
-    network.model.forward(params, ids, network.architecture, network.scales, watch)
+    def noted(q, k, v, scale, *rest):
+        seen.append((q.copy(), k.copy(), scale))
+        return attention(q, k, v, scale, *rest)
+    monkeypatch.setattr(ops, "attention", noted)
     return seen
 
 
-def logits_one_by_one(cache):
-    """(B, H, query, key) from the queries and keys that went into the softmax; −inf where the key is in the future."""
-    q, k, _, _, _, scale, _ = cache
-    logits = np.full((*q.shape[:2], q.shape[2], q.shape[2]), -np.inf)
-    for b, h, i in np.ndindex(q.shape[:3]):
+def logits_one_by_one(q, k, scale):
+    """(B, H, query, key) from the queries and keys (B, T, H, D) that went into the softmax; −inf where the key is in the future."""
+    batch, time, heads, _ = q.shape
+    logits = np.full((batch, heads, time, time), -np.inf)
+    for b, h, i in np.ndindex(batch, heads, time):
         for j in range(i + 1):
-            logits[b, h, i, j] = scale * (q[b, h, i] * k[b, h, j]).sum()
+            logits[b, h, i, j] = scale * (q[b, i, h] * k[b, j, h]).sum()
     return logits
+
+
+def forward_pass(network, params, ids, attentions):
+    """prefix → (the maxima that training would see, all logits)."""
+    attentions.clear()
+    largest = {}
+    network.model.forward(params, ids, network.architecture, network.scales, run.watch_logits(largest))
+    return {prefix: (s, logits_one_by_one(*inputs)) for (prefix, s), inputs in zip(largest.items(), attentions, strict=True)}
 
 
 def large_logits(config, seed=3):
@@ -416,19 +444,18 @@ CLIP_CONFIGS = {
 
 @pytest.mark.parametrize("block", ["block0.", "block1."])
 @pytest.mark.parametrize("name", CLIP_CONFIGS)
-def test_on_the_same_batch_a_clipped_heads_largest_logit_is_the_threshold_and_the_others_do_not_change(name, block):
+def test_on_the_same_batch_a_clipped_heads_largest_logit_is_the_threshold_and_the_others_do_not_change(name, block, attentions):
     """One block at a time: a block that was clipped hands another input to the next."""
     network, params, ids = large_logits(CLIP_CONFIGS[name])
-    s, cache = attention_of(network, params, ids)[block]
+    s, before = forward_pass(network, params, ids, attentions)[block]
     threshold = float(np.sort(s)[1:3].mean())                      # two heads above, two not
     clipped = {key: w.copy() for key, w in params.items()}
     optim.qk_clip(clipped, network.rows, {block: s}, threshold)
-    after, cache_after = attention_of(network, clipped, ids)[block]
+    after, now = forward_pass(network, clipped, ids, attentions)[block]
     above = s > threshold
     assert above.sum() == 2 and threshold > 0
     assert after[above] == pytest.approx([threshold] * 2, rel=1e-12)               # 1e-6 was asked for; seen: 4e-16
     assert np.array_equal(after[~above], s[~above])
-    before, now = logits_one_by_one(cache), logits_one_by_one(cache_after)
     assert np.array_equal(now[:, ~above], before[:, ~above])
     seen = np.isfinite(before)
     gamma = (np.minimum(1, threshold / s)[None, :, None, None] * np.ones_like(before))[seen]
@@ -489,38 +516,22 @@ def test_without_the_maximum_small_logits_would_be_raised(monkeypatch):
 TRAINED = replace(CLIPPED, steps=3, warmup=1, biases=True, lr=0.5, qk_clip_threshold=0.05)
 
 
-def test_recorded_maxima_are_those_of_the_forward_that_ran_and_no_other_runs(monkeypatch):
-    """Each of the three steps' forward passes, recomputed one logit at a time; then the 16 held-out batches, and nothing else."""
-    config, caches = complete(TRAINED), []
-    module = build(config).model
-    forward = module.forward
-
-    def counted(p, ids, a, scales, watch):
-        caches.append([])
-
-        def also(name, x):
-            if name.endswith("attention_logits"):
-                caches[-1].append(x)
-            watch(name, x)
-        return forward(p, ids, a, scales, also)
-    monkeypatch.setattr(module, "forward", lambda p, ids, a, scales, watch=lambda name, x: None: counted(p, ids, a, scales, watch))
+def test_recorded_maxima_are_those_of_the_forward_that_ran_and_no_other_runs(attentions):
+    """Each of the three steps' two attentions, recomputed one logit at a time; then the 16 held-out batches, and nothing else."""
+    config = complete(TRAINED)
     record, *_ = run.train(config, CORPUS, progress=False)
-    assert len(caches) == config.steps + run.HELD_OUT_BATCHES
+    assert len(attentions) == config.depth * (config.steps + run.HELD_OUT_BATCHES)
     assert [step for step, _ in record["largest_logits"]] == [1, 2, 3]
-    for (_, recorded), step in zip(record["largest_logits"], caches):
-        for heads, cache in zip(recorded, step, strict=True):
-            assert heads == pytest.approx(logits_one_by_one(cache).max((0, 2, 3)), rel=1e-4)       # recorded with five digits
+    recorded = [heads for _, blocks in record["largest_logits"] for heads in blocks]
+    for heads, inputs in zip(recorded, attentions):
+        assert heads == pytest.approx(logits_one_by_one(*inputs).max((0, 2, 3)), rel=1e-4)         # recorded with five digits
 
 
-def test_between_log_points_the_largest_is_kept():
+def test_between_log_points_the_largest_is_kept(monkeypatch):
     every = complete(replace(TRAINED, steps=4, optimizer="muon"))
     each = np.array([heads for _, heads in run.train(every, CORPUS, progress=False)[0]["largest_logits"]])
-    logs = run.LOGS
-    try:
-        run.LOGS = 2
-        pairs = np.array([heads for _, heads in run.train(every, CORPUS, progress=False)[0]["largest_logits"]])
-    finally:
-        run.LOGS = logs
+    monkeypatch.setattr(run, "LOGS", 2)
+    pairs = np.array([heads for _, heads in run.train(every, CORPUS, progress=False)[0]["largest_logits"]])
     assert each.shape == (4, 2, 4) and np.array_equal(pairs, each.reshape(2, 2, 2, 4).max(1))
 
 

@@ -449,6 +449,8 @@ def test_what_is_neither_size_nor_lr_nor_seed_makes_a_group():
     assert size == "width" and sorted(groups) == ["mup", "sp"]
     _, groups = sweep.curves(records(param=["sp", "mup"], optimizer=["sgd", "adamw"]))
     assert sorted(groups) == ["mup, adamw", "mup, sgd", "sp, adamw", "sp, sgd"]
+    _, groups = sweep.curves(records(betas=[(0.9, 0.95), (0.8, 0.9)], width=[64, 128]))
+    assert len(groups) == 2
     _, groups = sweep.curves(records(weight_decay=[0.0, 0.1], width=[64, 128], seed=[0, 1]))
     assert sorted(groups) == ["weight_decay 0.0", "weight_decay 0.1"]
 

@@ -15,7 +15,8 @@ OPTIMIZERS = ("sgd", "adamw", "muon", "muonclip")
 DEFAULTS = {"sgd": {"lr": 2**-1, "momentum": 0.0, "nesterov": False}, "adamw": {"lr": 2**-7, "momentum": 0.0, "nesterov": False},
             "muon": {"lr": 2**-5, "momentum": 0.95, "nesterov": True, "adam_lr": 2**-7}}
 DEFAULTS["muonclip"] = DEFAULTS["muon"]
-UNIT_DEFAULTS = {"sgd": {"lr": 2**-1}, "adamw": {"lr": 2**-1}, "muon": {"lr": 2**-5, "adam_lr": 2**-1}, "muonclip": {"lr": 2**-5, "adam_lr": 2**-1}}
+UNIT_DEFAULTS = {"sgd": {"lr": 2**-5}, "adamw": {"lr": 2**0}, "muon": {"lr": 2**-4, "adam_lr": 2**-1}}
+UNIT_DEFAULTS["muonclip"] = UNIT_DEFAULTS["muon"]
 BASE = {"base_width": 64, "base_depth": 2, "base_head_dim": 32}
 UNIT_ONLY = ("alpha_attn", "alpha_ffn", "alpha_res", "alpha_res_ratio", "alpha_loss")
 
@@ -90,11 +91,11 @@ def complete(config):
         raise ValueError("--base-width, --base-depth, --base-head-dim mean nothing to umup: its sizes are absolute, no base model exists; leave them out")
     defaults = DEFAULTS[config.optimizer] | (UNIT_DEFAULTS[config.optimizer] if unit else BASE)
     c = replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
-    for name in ("width", "depth", "head_dim", "base_width", "base_depth", "base_head_dim", "steps", "batch", "seq", "lr", "adam_lr",
+    for name in ("width", "depth", "head_dim", "base_width", "base_depth", "base_head_dim", "steps", "batch", "seq", "lr", "adam_lr", "eps",
                  "init_scale", "embed_mult", "attn_mult", "output_mult", "newton_schulz_steps", "qk_clip_threshold", *UNIT_ONLY):
         if getattr(c, name) is not None and not 0 < getattr(c, name) < math.inf:
             raise ValueError(f"{flag(name)} {getattr(c, name)}: must be above 0")
-    for name in ("warmup", "seed", "clip", "weight_decay", "eps"):
+    for name in ("warmup", "seed", "clip", "weight_decay"):
         if not 0 <= getattr(c, name) < math.inf:
             raise ValueError(f"{flag(name)} {getattr(c, name)}: must be 0 or more")
     if c.warmup >= c.steps:
@@ -111,6 +112,8 @@ def complete(config):
             raise ValueError("--optimizer muonclip: the mlp has no attention logits to clip; use muon")
         if c.ffn not in ops.ACTIVATIONS:
             raise ValueError(f"--ffn {c.ffn}: the mlp has {' and '.join(ops.ACTIVATIONS)}")
+    elif c.tied and c.zero_readout:
+        raise ValueError("--zero-readout on means nothing to --tied on: the readout is the embedding; leave one of them out")
     elif c.width % c.head_dim:
         raise ValueError(f"--width {c.width} is not a multiple of --head-dim {c.head_dim}: change one of them")
     elif c.head_dim % 2:

@@ -43,7 +43,7 @@ def loss_against_lr(size, groups, path, title=None):
     axes[0][-1].legend(fontsize=8)
     if title:
         figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
@@ -68,5 +68,5 @@ def sizes_against_width(panels, path, title=None):
         ax.legend(fontsize=5.5, ncols=2)
     if title:
         figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
     plt.close(figure)

@@ -24,7 +24,12 @@ def versions():
 
 def diverged(loss, first):
     """Not a number, or far above both the loss of a uniform guess and the loss that training began with."""
-    return not loss <= 2 * max(math.log(data.VOCAB), first)
+    return not (math.isfinite(loss) and loss <= 2 * max(math.log(data.VOCAB), first))
+
+
+def number(x):
+    """x, or None where it is infinite or no number: JSON has neither."""
+    return x if math.isfinite(x) else None
 
 
 def watch_logits(largest):
@@ -46,14 +51,14 @@ def sample(network, params, prompt, length, seq, seed):
     return bytes(text)
 
 
-def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds=60.0, progress=True):
+def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds=60.0, final_checkpoint=True, progress=True):
     """Trains the network of a complete config and returns (record, network, params). The record holds plain numbers, strings and lists:
 
     status "done" or "diverged", loss (held-out, nats per byte, at the end), curve [[step, training loss since the last point]],
     largest_logits [[step, per block and head the largest attention logit since the last point]], seconds, tokens_per_second,
     and what is needed to tell the run from others.
 
-    checkpoint_path: written when checkpoint_seconds have passed, at a log point, and at the end. With resume, a run goes on
+    checkpoint_path: written at a log point when checkpoint_seconds have passed, and at the end if final_checkpoint. With resume, a run goes on
     from it bit for bit. A step does not wait for the device; a log point does.
     """
     use(config.device)
@@ -95,17 +100,19 @@ def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds
             if (step + 1) % every and step + 1 < config.steps:
                 continue
 
-            mean = float(to_host(sum(losses))) / len(losses)      # only here does the host wait for the device
+            values = to_host(xp.stack(losses)).astype(float)      # only here does the host wait for the device
             losses.clear()
+            mean = float(values.mean())
+            first = done.setdefault("first", float(values[0]))    # the untrained loss: the mean may hold the blow-up already
             done["step"] = step + 1
             if peaks:
                 heads = to_host(xp.stack(list(peaks.values())))
-                done["largest_logits"].append([step + 1, [[float(f"{s:.5g}") for s in block] for block in heads]])
+                done["largest_logits"].append([step + 1, [[number(float(f"{s:.5g}")) for s in block] for block in heads]])
                 peaks = {}
-            done["curve"].append([step + 1, mean])
+            done["curve"].append([step + 1, number(mean)])
             now = time.perf_counter()
             done["seconds"] += now - clock
-            if diverged(mean, done["curve"][0][1]):
+            if diverged(mean, first):
                 done["status"] = "diverged"
             speed = done["step"] * config.batch * config.seq / done["seconds"]
             bar.set_postfix_str(f"loss {mean:.3f}, {speed:,.0f} tokens/s")
@@ -117,8 +124,8 @@ def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds
             clock = time.perf_counter()
         if done["status"] == "running":
             done["loss"] = final = evaluate()
-            done["status"] = "diverged" if diverged(final, done["curve"][0][1]) else "done"
-    if checkpoint_path:
+            done["status"] = "diverged" if diverged(final, done["first"]) else "done"
+    if checkpoint_path and final_checkpoint:
         checkpoint.save(checkpoint_path, params, optimizer.state, done)
     record = {"key": key, "status": done["status"], "loss": done["loss"] if done["status"] == "done" else None,
               "config": asdict(config), "corpus": corpus.digest, "curve": done["curve"], "largest_logits": done["largest_logits"],

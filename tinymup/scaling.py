@@ -297,6 +297,8 @@ def muon_lr(spec, rule, muon_scale, base_free):
 
     Head by head, the matrix is the block of columns that belongs to one head.
     """
+    if len(spec.shape) != 2:
+        raise ValueError(f"parameter {spec.name} has shape {spec.shape}, and Muon takes matrices: make it (fan_in, fan_out), or give it another role")
     (fan_in, fan_out), (base_in, base_out) = spec.shape, spec.base_shape
     if spec.heads:
         _, fan_out, base_out = spec.heads

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from .network import build, complete
 
 SIZES = ("width", "depth", "head_dim", "batch", "seq", "steps")   # along which an optimum may drift, first one that varies
+LABELS = ("param", "optimizer", "model")                          # their values speak for themselves
 STAYS, MOVES = 0.5, 1.0                                           # octaves of drift: at most this much, at least that much
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -91,21 +93,21 @@ class Workers:
         process = subprocess.Popen([sys.executable, "-m", "tinymup.worker"], env=self.environment, text=True,
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.running.add(process)
+        job = json.dumps({"config": asdict(config), "key": key, "checkpoint": checkpoint, "resume": resume})
         try:
-            process.stdin.write(json.dumps({"config": asdict(config), "checkpoint": checkpoint, "resume": resume}) + "\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            pass                                                  # it died already; the exit status says how
-        try:
+            with suppress(BrokenPipeError):                       # it died already; the exit status says how
+                process.stdin.write(job + "\n")
+                process.stdin.flush()
             stdout, stderr = process.stdout.read(), process.stderr.read()   # short: a record, or a traceback
             status = process.wait()
         finally:
-            process.stdin.close()
+            with suppress(BrokenPipeError):
+                process.stdin.close()
             self.running.discard(process)
         if status == 0:
             return json.loads(stdout)
         reason = f"killed by signal {-status}" if status < 0 else (stderr.strip().splitlines() or [f"exit status {status}"])[-1]
-        return {"key": key, "status": "failed", "loss": None, "config": asdict(config), "reason": reason}
+        return {"key": key, "status": "failed", "loss": None, "config": json.loads(job)["config"], "reason": reason}
 
     def kill(self):
         """Ends all workers at once."""
@@ -171,15 +173,25 @@ def curves(records):
     configs = [record["config"] for record in records]
     varying = [f for f in configs[0] if any(c[f] != configs[0][f] for c in configs)]
     size = next((f for f in SIZES if f in varying), "width")
-    named = [f for f in varying if f not in (size, "lr", "seed")] or ["param"]
+    named = group_fields(configs, [f for f in varying if f not in (size, "lr", "seed")]) or ["param"]
     table = {}
     for record in records:
         c = record["config"]
-        label = ", ".join(str(c[f]) if f in ("param", "optimizer", "model") else f"{f} {c[f]}" for f in named)
+        label = ", ".join(str(c[f]) if f in LABELS else f"{f} {c[f]}" for f in named)
         table.setdefault(label, {}).setdefault(c[size], {}).setdefault(c["lr"], []).append(record["loss"])
     points = {label: {s: [point(lr, by_lr[lr]) for lr in sorted(by_lr)] for s, by_lr in sorted(by_size.items())}
               for label, by_size in table.items()}
     return size, points
+
+
+def group_fields(configs, varying):
+    """The fewest of the varying fields that tell the groups apart: what follows from a field before it, as a default does, is left out."""
+    named = []
+    distinct = lambda names: len({json.dumps([c[f] for f in names]) for c in configs})   # betas are a list
+    for field in sorted(varying, key=lambda f: f not in LABELS):
+        if distinct([*named, field]) > max(1, distinct(named)):
+            named.append(field)
+    return named
 
 
 def point(lr, losses):
