@@ -61,6 +61,7 @@ from tinymup import backend, data, ops, optim  # noqa: E402
 from tinymup.backend import to_device, to_host, xp  # noqa: E402
 from tinymup.initialize import initialize  # noqa: E402
 from tinymup.network import Config, build, complete  # noqa: E402
+from tinymup.orthogonalize import KELLER, newton_schulz  # noqa: E402
 
 BATCH, SEQ = 16, 128
 SAME_LOSS = 1e-4          # relative, over the first three steps
@@ -235,6 +236,19 @@ def measure(config, products, batches):
             "torch ms": 1e3 * s["torch"], "torch / step": s["torch"] / s["step"]}
 
 
+def measure_muon(config, batch):
+    """One row: Newton–Schulz on a square matrix beside the bare product of that size, and Muon's part of a training step."""
+    g = to_device(numpy.random.default_rng(0).standard_normal((config.width, config.width)), config.dtype)
+    out, muon = xp.empty_like(g), Trainer(config)
+    _, grads = muon.network.loss_and_gradients(muon.params, *batch)
+    s = in_turns({"sgemm": lambda: xp.matmul(g, g, out=out), "newton_schulz": lambda: newton_schulz(g), "step": lambda: muon.step(3, *batch),
+                  "optimizer": lambda: muon.optimizer.step(muon.params, grads, 3, 1.0)}, OPTIONS.repeats)
+    product = 2e-9 * config.width**3
+    speed, sgemm = KELLER.steps * 3 * product / s["newton_schulz"], product / s["sgemm"]     # x xᵀ, its square, times x
+    return {"width": config.width, "Newton–Schulz ms": 1e3 * s["newton_schulz"], "its GFLOP/s": speed, "sgemm GFLOP/s": sgemm,
+            "ratio": speed / sgemm, "Muon's step ms": 1e3 * s["step"], "Muon's part of it": s["optimizer"] / s["step"]}
+
+
 LAYERS = ("dense", "norm", "dense_backward", "norm_backward", "ignore", "times")       # made of other operations, or too small
 
 
@@ -294,7 +308,7 @@ def main():
     backend.keep_freed_memory()
     corpus = data.load(seq=SEQ)
     batches = [data.training_batch(corpus, 0, step, BATCH, SEQ) for step in range(3)]
-    rows = []
+    rows, muon_rows = [], []
     for width in OPTIONS.width:
         config = complete(Config(width=width, batch=BATCH, seq=SEQ, optimizer=OPTIONS.optimizer, device=OPTIONS.device))
         backend.use("cpu")                                        # products are recorded here: CuPy has no such subclass
@@ -302,14 +316,24 @@ def main():
         backend.use(OPTIONS.device)
         here = [tuple(map(to_device, batch)) for batch in batches]
         rows += profile(config, here[0]) if OPTIONS.profile else [measure(config, products, here)]
+        if not OPTIONS.profile:
+            muon_rows.append(measure_muon(complete(Config(width=width, batch=BATCH, seq=SEQ, optimizer="muon", device=OPTIONS.device)), here[0]))
+    show(rows, None if OPTIONS.profile else "benchmark.csv")
+    if muon_rows:
+        print()
+        show(muon_rows, "benchmark_muon.csv")
+
+
+def show(rows, name):
+    """Prints the rows as a table and, if it has a name, writes them to that file of results/."""
     for line in [rows[0], dict.fromkeys(rows[0], "---").values(), *(row.values() for row in rows)]:
         print("|", " | ".join(map(text, line)), "|")
-    if not OPTIONS.profile:
-        with (HERE / "results" / "benchmark.csv").open("w", newline="") as file:
+    if name:
+        with (HERE / "results" / name).open("w", newline="") as file:
             file.write(f"# {' '.join(['python', *sys.argv])}; {'; '.join(machine())}\n")
             table = csv.DictWriter(file, rows[0], lineterminator="\n")
             table.writeheader()
-            table.writerows(rows)
+            table.writerows({key: text(value) for key, value in row.items()} for row in rows)
 
 
 if __name__ == "__main__":
