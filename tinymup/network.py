@@ -91,34 +91,47 @@ def complete(config):
         raise ValueError("--base-width, --base-depth, --base-head-dim mean nothing to umup: its sizes are absolute, no base model exists; leave them out")
     defaults = DEFAULTS[config.optimizer] | (UNIT_DEFAULTS[config.optimizer] if unit else BASE)
     c = replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
+    check_numbers(c)
+    for name in ("depth_rule", "init_scale", "embed_mult", "attn_mult", "output_mult") if unit else UNIT_ONLY:
+        reject(c, name, f"--param {c.param}")
+    check_mlp(c) if c.model == "mlp" else check_transformer(c)
+    return c
+
+
+def check_numbers(c):
+    """Errors: ValueError for a number that is out of its range."""
     for name in ("width", "depth", "head_dim", "base_width", "base_depth", "base_head_dim", "steps", "batch", "seq", "lr", "adam_lr", "eps",
                  "init_scale", "embed_mult", "attn_mult", "output_mult", "newton_schulz_steps", "qk_clip_threshold", *UNIT_ONLY):
         if getattr(c, name) is not None and not 0 < getattr(c, name) < math.inf:
-            raise ValueError(f"{flag(name)} {getattr(c, name)}: must be above 0")
+            raise ValueError(f"{flag(name)} {getattr(c, name)}: must be above 0 and finite")
     for name in ("warmup", "seed", "clip", "weight_decay"):
         if not 0 <= getattr(c, name) < math.inf:
-            raise ValueError(f"{flag(name)} {getattr(c, name)}: must be 0 or more")
+            raise ValueError(f"{flag(name)} {getattr(c, name)}: must be 0 or more, and finite")
     if c.warmup >= c.steps:
         raise ValueError(f"--warmup {c.warmup} fills all --steps {c.steps}: make it smaller than the steps")
     if not all(0 <= beta < 1 for beta in (*c.betas, c.momentum)):
         raise ValueError(f"--betas {c.betas[0]},{c.betas[1]} --momentum {c.momentum}: each must be in [0, 1)")
-    for name in ("depth_rule", "init_scale", "embed_mult", "attn_mult", "output_mult") if unit else UNIT_ONLY:
-        reject(c, name, f"--param {c.param}")
-    if c.model == "mlp":
-        for name in ("head_dim", "base_head_dim", "depth_rule", "tied", "gains", "biases", "zero_query", "embed_mult", "attn_mult",
-                     "alpha_attn", "alpha_res", "alpha_res_ratio", "muon_per_head"):
-            reject(c, name, "--model mlp")
-        if c.optimizer == "muonclip":
-            raise ValueError("--optimizer muonclip: the mlp has no attention logits to clip; use muon")
-        if c.ffn not in ops.ACTIVATIONS:
-            raise ValueError(f"--ffn {c.ffn}: the mlp has {' and '.join(ops.ACTIVATIONS)}")
-    elif c.tied and c.zero_readout:
+
+
+def check_mlp(c):
+    """Errors: ValueError for what an MLP does not have."""
+    for name in ("head_dim", "base_head_dim", "depth_rule", "tied", "gains", "biases", "zero_query", "embed_mult", "attn_mult",
+                 "alpha_attn", "alpha_res", "alpha_res_ratio", "muon_per_head"):
+        reject(c, name, "--model mlp")
+    if c.optimizer == "muonclip":
+        raise ValueError("--optimizer muonclip: the mlp has no attention logits to clip; use muon")
+    if c.ffn not in ops.ACTIVATIONS:
+        raise ValueError(f"--ffn {c.ffn}: the mlp has {' and '.join(ops.ACTIVATIONS)}")
+
+
+def check_transformer(c):
+    """Errors: ValueError for sizes and choices that do not go together."""
+    if c.tied and c.zero_readout:
         raise ValueError("--zero-readout on means nothing to --tied on: the readout is the embedding; leave one of them out")
-    elif c.width % c.head_dim:
+    if c.width % c.head_dim:
         raise ValueError(f"--width {c.width} is not a multiple of --head-dim {c.head_dim}: change one of them")
-    elif c.head_dim % 2:
+    if c.head_dim % 2:
         raise ValueError(f"--head-dim {c.head_dim} is odd, and RoPE turns pairs: make it even")
-    return c
 
 
 def reject(config, name, owner):

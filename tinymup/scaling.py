@@ -319,34 +319,36 @@ def resolve(specs, param="mup", optimizer="adamw", hyper=Hyperparameters(), dept
     """
     table = PARAMETRIZATIONS[param]
     depth = U_MUP_DEPTH if table.base_free else DEPTH_RULES[depth_rule]
-    rows = []
     for spec in specs:
         if spec.role not in table.rules:
             raise ValueError(f"parameter {spec.name} has role {spec.role!r}, and {param} has rules for {', '.join(table.rules)} only: "
                              + ("tie embeddings under sp, ntk, mup or mup-table9" if spec.role == "tied" else "give it one of these"))
-        rule, size = table.rules[spec.role], size_of(spec, depth_ratio, table.base_free)
-        base_fans = (1, 1) if table.base_free else fans(spec.base_shape)
-        base_init = BASE_INIT[spec.role].at(Size(*base_fans))
-        user_mult = {"embedding": hyper.embed_mult, "tied": hyper.embed_mult / base_init, "output": hyper.output_mult}
+    return [row_of(spec, table, depth, depth_ratio, optimizer, hyper) for spec in specs]
 
-        optimizer_here = optimizer_of(spec.role, optimizer)
-        base_lr = hyper.lr if optimizer_here == optimizer or hyper.adam_lr is None else hyper.adam_lr
-        if optimizer_here == "muon":
-            per_lr, shape_factor = muon_lr(spec, rule, hyper.muon_scale, table.base_free)
-        else:
-            per_lr, shape_factor = rule.lr(optimizer_here).at(size), 1.0
-        lr = base_lr * per_lr * getattr(depth, optimizer_here).at(size)
-        coupled = hyper.decay_form == "coupled"
-        weight_decay = hyper.weight_decay * (base_lr / lr if coupled else 1.0)
-        rows.append(Row(
-            spec.name, spec.role, spec.shape, optimizer_here,
-            mean=rule.init.at(size) * spec.mean,
-            std=rule.init.at(size) * spec.std * base_init * hyper.init_scale,
-            mult=rule.mult.at(size) * user_mult.get(spec.role, 1.0),
-            lr=lr, shape_factor=shape_factor, heads=spec.heads[0] if spec.heads else 1,
-            eps=hyper.eps * rule.eps.at(size) * depth.eps.at(size),
-            weight_decay=weight_decay, shrink=weight_decay * (lr if coupled else 1.0)))
-    return rows
+
+def row_of(spec, table, depth, depth_ratio, optimizer, hyper):
+    """The `Row` of one parameter."""
+    rule, size = table.rules[spec.role], size_of(spec, depth_ratio, table.base_free)
+    base_init = BASE_INIT[spec.role].at(Size(*((1, 1) if table.base_free else fans(spec.base_shape))))
+    user_mult = {"embedding": hyper.embed_mult, "tied": hyper.embed_mult / base_init, "output": hyper.output_mult}
+
+    updated_by = optimizer_of(spec.role, optimizer)
+    base_lr = hyper.lr if updated_by == optimizer or hyper.adam_lr is None else hyper.adam_lr
+    if updated_by == "muon":
+        per_lr, shape_factor = muon_lr(spec, rule, hyper.muon_scale, table.base_free)
+    else:
+        per_lr, shape_factor = rule.lr(updated_by).at(size), 1.0
+    lr = base_lr * per_lr * getattr(depth, updated_by).at(size)
+    coupled = hyper.decay_form == "coupled"
+    weight_decay = hyper.weight_decay * (base_lr / lr if coupled else 1.0)
+    return Row(
+        spec.name, spec.role, spec.shape, updated_by,
+        mean=rule.init.at(size) * spec.mean,
+        std=rule.init.at(size) * spec.std * base_init * hyper.init_scale,
+        mult=rule.mult.at(size) * user_mult.get(spec.role, 1.0),
+        lr=lr, shape_factor=shape_factor, heads=spec.heads[0] if spec.heads else 1,
+        eps=hyper.eps * rule.eps.at(size) * depth.eps.at(size),
+        weight_decay=weight_decay, shrink=weight_decay * (lr if coupled else 1.0))
 
 
 def optimizer_of(role, optimizer):
