@@ -20,7 +20,7 @@ from tinymup.network import Config
 
 WIDTHS, SEEDS = [128], [0, 1, 2]
 LRS = [2.0**e for e in range(-8, -3)]                              # one grid for both: AdamW's best and Muon's lie inside
-FULL, LENGTHS = 300, [150, 180, 210, 240, 300]
+FULL, LENGTHS = 300, [150, 200, 250, 300]
 PUBLISHED = 0.2, 0.5                                               # parts of the steps saved
 RESULT, FIGURE = RESULTS / "muon_vs_adamw.csv", FIGURES / "muon_vs_adamw.png"
 
