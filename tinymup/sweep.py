@@ -39,7 +39,7 @@ class Results:
         self.path = folder / "results.jsonl"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "ab+")
+            self.file = open(self.path, "ab+", buffering=0)         # what failed to be written is not tried again at exit
         except OSError as error:
             raise ValueError(f"--out {folder}: {error.strerror}; choose a folder that can be written") from None
         try:
@@ -61,13 +61,18 @@ class Results:
                 continue
         return records
 
+    def last_byte(self):
+        """What the file ends with; anything but a line's end is a line cut short."""
+        self.file.seek(-1, os.SEEK_END)
+        return self.file.read(1)
+
     def append(self, record):
         """Adds a line and waits until it is on the disk."""
-        size = self.file.seek(0, os.SEEK_END)
-        broken = size and self.path.read_bytes()[-1:] != b"\n"
+        broken = bool(self.file.seek(0, os.SEEK_END)) and self.last_byte() != b"\n"
         try:
-            self.file.write(b"\n" * bool(broken) + json.dumps(record).encode() + b"\n")
-            self.file.flush()
+            line = b"\n" * broken + json.dumps(record).encode() + b"\n"
+            while line:
+                line = line[self.file.write(line):]
             os.fsync(self.file.fileno())
         except OSError as error:
             raise ValueError(f"{self.path}: {error.strerror}; the runs written so far are kept: make room and run the same command again") from None
