@@ -11,7 +11,7 @@ from tinymup.network import Config
 from tinymup.plot import plt
 
 WIDTHS, SEEDS, FORMATS = [64, 128], [0], ["float", "bf16", "fp16", "fp8"]
-RATES = {"sp": [2.0**e for e in (-8, -7, -6)], "mup": [2.0**e for e in (-8, -7, -6)], "umup": [2.0**e for e in (-1, 0, 1)]}   # around each optimum
+RATES = {"sp": [2.0**e for e in (-8, -7)], "mup": [2.0**e for e in (-7, -6)], "umup": [2.0**e for e in (-1, 0)]}   # around each optimum
 GRIDS = [(Config(param=param), {"width": WIDTHS, "lr": RATES[param], "matmul_format": FORMATS, "seed": SEEDS}) for param in RATES]
 
 

@@ -15,7 +15,7 @@ RATES, SEEDS = [2.0**e for e in range(-2, 2)], [0, 1]
 ALPHA_WIDTH, ALPHA_LR, ALPHAS = 64, 1.0, [2.0**e for e in range(-2, 3)]
 GRIDS = [(Config(param="umup"), {"width": [64, 128, 256], "lr": RATES, "seed": SEEDS}),
          (Config(param="umup"), {"width": [512], "lr": RATES, "seed": SEEDS[:1]}),
-         *((Config(param="umup", width=ALPHA_WIDTH, lr=ALPHA_LR), {alpha: ALPHAS, "seed": SEEDS}) for alpha in UNIT_ONLY)]
+         *((Config(param="umup", width=ALPHA_WIDTH, lr=ALPHA_LR), {alpha: ALPHAS, "seed": SEEDS[:1]}) for alpha in UNIT_ONLY)]
 
 
 def transfers(records):
@@ -33,13 +33,13 @@ def strip(record):
 
 
 def alpha_sweeps(records):
-    """{α's name: {value: mean loss over seeds, None where a run diverged}}, the other α's at 1."""
+    """{α's name: {value: loss, None where a run diverged}}, the other α's at 1."""
     sweeps = {}
     for swept in UNIT_ONLY:
         losses = {}
         for r in records:
             c = r["config"]
-            if c["width"] == ALPHA_WIDTH and c["lr"] == ALPHA_LR and all(float(c[other]) == 1 for other in UNIT_ONLY if other != swept):
+            if (c["width"], c["lr"], c["seed"]) == (ALPHA_WIDTH, ALPHA_LR, SEEDS[0]) and all(float(c[other]) == 1 for other in UNIT_ONLY if other != swept):
                 losses.setdefault(float(c[swept]), []).append(r["loss"])
         sweeps[swept] = {value: None if None in each else sum(each) / len(each) for value, each in sorted(losses.items())}
     return sweeps
