@@ -96,7 +96,7 @@ def draw(table):
     import matplotlib.pyplot as plt
 
     widths = sorted({width for _, width in table})
-    figure, axes = plt.subplots(1, len(widths), figsize=(0.6 + 4.4 * len(widths), 4), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(widths), figsize=(2.6 + 4.4 * len(widths), 4), squeeze=False, layout="constrained")
     for ax, width in zip(axes[0], widths):
         muon = table["muon", width]
         means = [statistics.mean(losses) for _, losses, _, _ in muon.values()]
