@@ -84,7 +84,7 @@ def draw(groups, sweeps):
     axes[-2].legend(fontsize=8)
     axes[0].set_ylabel("held-out loss, nats per byte")
     axes[0].set_ylim(min(best) - 0.05, max(best) + 0.4)
-    figure.savefig(transfer.FIGURES / "umup_transfer.png", dpi=100)
+    figure.savefig(transfer.FIGURES / "umup_transfer.png", dpi=85)
     plt.close(figure)
 
 
