@@ -89,10 +89,12 @@ def newton_schulz(g, steps=None, coefficients=KELLER):
 
 
 def transposed(x):
+    """x^T of each matrix          (..., m, n) -> (..., n, m)"""
     return xp.swapaxes(x, -2, -1)
 
 
 def quintic(triple, s):
+    """p(s) = a s + b s^3 + c s^5"""
     a, b, c = triple
     return a * s + b * s**3 + c * s**5
 
