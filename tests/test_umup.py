@@ -694,3 +694,16 @@ def test_new_paths_are_the_same_on_the_device_to_the_last_bit(path, strict):
 def test_no_step_of_a_new_path_waits_for_the_device(path, strict):
     _, counts = strict(lambda: test_device.steps_of(complete(PATHS[path])))
     assert counts.syncs == 0 and counts.operations > 100
+
+
+@pytest.mark.parametrize("role, name", [("hidden", "block0.up"), ("output", "output"), ("embedding", "embedding")])
+def test_the_forward_multiplier_is_the_tables_and_no_copy_of_it(monkeypatch, role, name):
+    table = scaling.PARAMETRIZATIONS["umup"]
+    rule = table.rules[role]
+    changed = rule._replace(mult=rule.mult.times(scaling.Power(fan_out=1)))
+    config = complete(Config(param="umup", width=64))
+    before = build(config)
+    monkeypatch.setitem(scaling.PARAMETRIZATIONS, "umup", table._replace(rules=table.rules | {role: changed}))
+    after = build(config)
+    fan_out = next(row.shape[1] for row in before.rows if row.name == name)
+    assert after.scales.mult[name].y == pytest.approx(fan_out * before.scales.mult[name].y, rel=1e-12)

@@ -185,7 +185,7 @@ def build(config):
     hyper = scaling.Hyperparameters(c.lr, c.adam_lr, c.eps, c.weight_decay, c.decay_form, c.init_scale, c.embed_mult, c.output_mult, c.muon_scale)
     optimizer = "muon" if c.optimizer == "muonclip" else c.optimizer
     rows = scaling.resolve(specs, c.param, optimizer, hyper, c.depth / (c.base_depth or 1), c.depth_rule)
-    scales = unit_scales(c, rows, here) if scaling.PARAMETRIZATIONS[c.param].base_free else exact_scales(c, rows, specs)
+    scales = unit_scales(c, rows) if scaling.PARAMETRIZATIONS[c.param].base_free else exact_scales(c, rows, specs)
     if c.matmul_format != "float":
         formats = MATMUL_FORMATS[c.matmul_format]
         low = [row.name for row in rows if row.role == "hidden" and not row.name.endswith((".attention_out", ".down"))]
@@ -203,7 +203,7 @@ def exact_scales(c, rows, specs):
     return ops.Scales(mult, attention, (ops.Branch(1.0, weight, weight, 1.0),) * (2 * c.depth))
 
 
-def unit_scales(c, rows, architecture):
+def unit_scales(c, rows):
     """The scales of u-μP: the table's multipliers forward, and the factors of `unit_scaling` for everything else.
 
     FFN layers take the input gradient's own factor, as unit_scaling's MLP does; those that read the residual stream next to others
@@ -215,14 +215,14 @@ def unit_scales(c, rows, architecture):
         fan_in, fan_out = scaling.fans(row.shape)
         if row.name == "embedding":
             lookups = tokens * (mlp.CONTEXT if c.model == "mlp" else 1)
-            factors = row.mult, None, unit_scaling.embedding(VOCAB, lookups)
+            dx, dw = None, unit_scaling.embedding(VOCAB, lookups)
         elif row.role in ("vector", "scalar"):
-            factors = row.mult, row.mult, unit_scaling.norm_gain(tokens)
+            dx, dw = row.mult, unit_scaling.norm_gain(tokens)
         elif row.role == "output":
-            factors = unit_scaling.linear_readout(fan_in, fan_out, tokens)
+            _, dx, dw = unit_scaling.linear_readout(fan_in, fan_out, tokens)
         else:
-            factors = unit_scaling.linear(fan_in, fan_out, tokens, constrained=not row.name.endswith((".gate", ".up", ".down")))
-        mult[row.name] = ops.Mult(*factors)
+            _, dx, dw = unit_scaling.linear(fan_in, fan_out, tokens, constrained=not row.name.endswith((".gate", ".up", ".down")))
+        mult[row.name] = ops.Mult(row.mult, dx, dw)
     activation = {"swiglu": unit_scaling.silu_glu, "gelu": unit_scaling.gelu, "relu": unit_scaling.relu}[c.ffn](c.alpha_ffn)
     if c.model == "mlp":
         return ops.Scales(mult, None, activation=activation, activation_alpha=c.alpha_ffn, logits=c.alpha_loss, dlogits=unit_scaling.cross_entropy(VOCAB))

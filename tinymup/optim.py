@@ -108,7 +108,8 @@ def clip(grads, rows, most):
     """Scales all gradients by min(1, most / ‖g‖), in place, where ‖g‖ is the global norm of the *effective* gradients g/A.
 
     A parameter with multiplier A has a gradient A times that of the weight A·w which acts in the network. Only the norm of the
-    latter is the same in all equivalent tables; with g itself, clipping would break the abc-symmetry.
+    latter is the same in all equivalent tables; with g itself, clipping would break the abc-symmetry. (u-μP's gradients carry factors
+    of their own, `unit_scaling`: there ‖g‖ is a scale to clip at, not the norm of a gradient.)
     """
     squares = sum(xp.vdot(grads[row.name], grads[row.name]).real * row.mult**-2 for row in rows)
     factor = xp.minimum(1.0, most / xp.sqrt(squares))             # a device scalar: nothing waits for it
