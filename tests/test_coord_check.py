@@ -68,7 +68,6 @@ def test_hidden_weights_that_do_not_start_smaller_are_noticed(corpus, monkeypatc
 def test_attention_logits_divided_by_the_root_of_a_growing_head_are_noticed(corpus, monkeypatch):
     """The head grows with width here, four to a block. q·k is aligned by training, so that 1/√d lets its logits grow."""
     growing = replace(SMALL, base_head_dim=8, lr=2**-6)
-    expected = {}
 
     def check():
         measurements = [m for w in WIDTHS for m in coord_check.measure(replace(growing, head_dim=w // 4), corpus, [w], (0,), 4)]

@@ -1,5 +1,4 @@
 """Training on the strict stand-in for CuPy: the same numbers to the last bit, and no waiting for the device between log points."""
-import math
 from dataclasses import replace
 
 import numpy as np

@@ -14,6 +14,7 @@ from tinymup.initialize import initialize
 from tinymup.network import Config, build, complete
 from tinymup.orthogonalize import newton_schulz
 from tinymup.scaling import MUP_TABLE8, PARAMETRIZATIONS, PER_ROOT_IN, SHAPE_FACTORS, Hyperparameters, Rule, Spec, muon_lr, resolve, shifted
+from trajectories import distance, logits_after
 
 TEXT = np.random.default_rng(0).integers(32, 127, 3000).astype(np.uint8)
 CORPUS = data.Corpus(TEXT[:2700], TEXT[2700:], "random")
@@ -45,10 +46,6 @@ def gradients(shape, steps=10, seed=0):
     """Gradients whose size changes from step to step, so that a momentum which is not linear in them shows."""
     rng = np.random.default_rng(seed)
     return [rng.standard_normal(shape) * 3.0**rng.standard_normal() for _ in range(steps)]
-
-
-def distance(a, b):
-    return np.abs(a - b).max() / np.abs(b).max()
 
 
 # ── momentum ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -257,26 +254,6 @@ FORMS = {
     "spectral": {}, "keller": dict(muon_scale="keller"), "moonlight": dict(muon_scale="moonlight"), "none": dict(muon_scale="none"),
     "sum, plain": dict(momentum_form="sum", nesterov=False), "polar-express": dict(coefficients="polar-express"),
     "per head": dict(muon_per_head=True, ffn="swiglu"), "muonclip": dict(optimizer="muonclip", qk_clip_threshold=0.02)}
-
-
-def logits_after(config, steps=6):
-    """The logits of a batch before each step of training and after the last."""
-    config = complete(config)
-    network = build(config)
-    params = initialize(network.rows, config.seed, config.dtype)
-    optimizer = optim.Optimizer(network.rows, params, config)
-    rng = np.random.default_rng(5)
-    probe = rng.integers(0, data.VOCAB, (2, 6))
-    history = [network.logits(params, probe)]
-    for step in range(steps):
-        ids, targets = rng.integers(0, 9, (2, config.batch, config.seq))           # few bytes, so that there is something to learn
-        largest = {}
-        _, grads = network.loss_and_gradients(params, ids, targets, run.watch_logits(largest))
-        optimizer.step(params, grads, step, optim.schedule("linear", step, steps, 2))
-        if config.optimizer == "muonclip":
-            optim.qk_clip(params, network.rows, largest, config.qk_clip_threshold)
-        history.append(network.logits(params, probe))
-    return np.array(history)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from gradients import TOLERANCE, directional_error, pair_errors
+from gradients import TOLERANCE, pair_errors
 from tinymup import ops
 from tinymup.ops import Branch, Mult
 

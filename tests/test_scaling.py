@@ -8,12 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tinymup import data, optim, scaling
-from tinymup.initialize import initialize
+from tinymup import optim
 from tinymup.network import Config, build, complete
 from tinymup.scaling import (
-    DEPTH_RULES, MUP_TABLE3, MUP_TABLE8, MUP_TABLE9, ONE, PARAMETRIZATIONS, SHAPE_FACTORS, Hyperparameters, Parametrization, Power, Rule,
-    Size, Spec, attention_scale, render, resolve, resolved, shifted, symbolic)
+    DEPTH_RULES, MUP_TABLE3, MUP_TABLE8, MUP_TABLE9, ONE, PARAMETRIZATIONS, SHAPE_FACTORS, Hyperparameters, Parametrization, Power, Size, Spec, attention_scale, render, resolve, resolved, shifted, symbolic)
+from trajectories import distance, logits_after
 
 MUP = ("mup", "mup-table3", "mup-table9")
 ALL = ("sp", "ntk", *MUP)
@@ -131,31 +130,7 @@ OPTIMIZERS = {
     "muon": dict(optimizer="muon", lr=0.1, adam_lr=0.03, eps=1e-3, weight_decay=0.01),
     "muon, moonlight": dict(optimizer="muon", muon_scale="moonlight", lr=0.1, adam_lr=0.03, eps=1e-3, weight_decay=0.3, decay_form="coupled"),
 }
-STEPS = 6
 EXACT = 1e-10    # seen: at most 2e-13; float64's rounding, grown over the steps
-
-
-def logits_after(config, steps=STEPS):
-    """The logits of a batch before each step of training and after the last."""
-    config = complete(config)
-    network = build(config)
-    params = initialize(network.rows, config.seed, config.dtype)
-    optimizer = optim.Optimizer(network.rows, params, config)
-    rng = np.random.default_rng(5)
-    probe = rng.integers(0, data.VOCAB, (2, 6))
-    history = [network.logits(params, probe)]
-    for step in range(steps):
-        ids, targets = rng.integers(0, 9, (2, config.batch, config.seq))           # few bytes, so that there is something to learn
-        _, grads = network.loss_and_gradients(params, ids, targets)
-        if config.clip:
-            optim.clip(grads, network.rows, config.clip)
-        optimizer.step(params, grads, step, optim.schedule("linear", step, steps, 2))
-        history.append(network.logits(params, probe))
-    return np.array(history)
-
-
-def distance(a, b):
-    return np.abs(a - b).max() / np.abs(b).max()
 
 
 def differ(config, params=MUP):

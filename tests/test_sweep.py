@@ -328,7 +328,7 @@ def test_a_full_disk_ends_the_sweep_in_one_line(tmp_path, monkeypatch, capsys):
 
 def test_what_a_full_disk_left_is_completed_by_the_same_command(finished, tmp_path, monkeypatch):
     """A file-size limit stands for the disk: the third record does not fit, and a part of it is written."""
-    resource = pytest.importorskip("resource")
+    pytest.importorskip("resource")
     size = 2.5 * len((finished / "results.jsonl").read_bytes()) / 6
     code = f"""import json, resource, sys, train
 from tinymup import sweep
