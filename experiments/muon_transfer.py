@@ -1,32 +1,40 @@
-"""Claim: under μP and Muon's column of the table the best learning rate stays while the network grows, for every shape factor.
+"""Claim: under μP's column for Muon the best learning rate stays, whatever the shape factor s.
 
     python experiments/muon_transfer.py --jobs 2
 
-Refuted by: a drift of more than half an octave from width 64 to 512 (spectral) or to 128 (the others, one seed).
+Refuted by: a drift of more than half an octave, from width 64 to 512 for the spectral factor, from
+64 to 128 for the others (one seed).
 
-The lr given to tinymup is η, at the base width, and the table makes C from it such that C·s (s the shape factor) grows as the
-spectral condition wants: so all rules train the same family of networks, and differ by constants that no width changes, the s of
-each shape at the base (keller doubles the step of down-projections, spectral halves it). A user of a bare rule types C itself; C = η
-under spectral, keller and none, while Moonlight's s grows like √width, so that there the C to type falls by √width, which is the
-drift in the last column. `ema` and `sum` momentum differ by a factor that Newton-Schulz divides out: their losses must agree to rounding,
-up to the best lr; far above it training is chaotic, and rounding itself makes two runs differ.
+A step of Muon is C · s · O, with O orthogonal. The rivals are the published choices of s: Keller
+Jordan's, Moonlight's, the spectral one, and none. The user gives η, the learning rate at the base
+width, and the table makes C from it, so that C · s grows as the spectral condition wants. So all
+four train the same family of networks. They differ in the s that each shape has at the base width:
+keller doubles the step of up-projections, spectral does too and halves that of down-projections.
+
+Who uses a rule without the table chooses C. It equals η for spectral, keller and none. Moonlight's
+s grows like √width, so the best C falls by half an octave per doubling: the last column shows it.
+
+The ema and sum forms of momentum differ by a factor that Newton–Schulz divides out. So their losses
+must agree to rounding. Far above the best lr training is chaotic, and rounding alone makes two runs
+differ: there nothing is claimed.
 """
 import math
 
 from transfer import FIGURES, arguments, read, train  # noqa: I001 (first: it sets the path)
 
-from tinymup import plot, sweep
-from tinymup.network import Config, build, complete
+from tinymup.lab import optimum, plot
+from tinymup.lab.config import Config, build, complete
 
 LRS = [2.0**e for e in range(-7, -2)]
 WIDTHS, SEEDS = [64, 128, 256], [0, 1]
 OTHER_SCALES, OTHER_WIDTHS = ["keller", "moonlight", "none"], [64, 128]
-SAME = 1e-4   # of losses after 300 float32 steps; 1.2e-6 was seen at width 64 and lr 2^-5
-TITLE = "Muon on the hidden matrices, 300 steps; spectral: 2 seeds up to width 256, else 1 seed"
+SAME = 1e-4   # of losses after 300 steps: 1.2e-6 was seen at width 64 and lr 2^-5, in float32
+TITLE = ("Muon on the hidden matrices, 300 steps; spectral: 2 seeds up to width 256, "
+         "others and width 512: 1 seed")
 
 
 def grids():
-    """spectral on all widths and seeds, the other rules on the smaller widths, the other momentum form on the smallest."""
+    """spectral on all widths and seeds, the others on the small widths, sum on the smallest."""
     muon = Config(optimizer="muon")
     return [(muon, {"width": [512], "lr": LRS, "seed": SEEDS[:1]}),
             (muon, {"width": WIDTHS, "lr": LRS, "seed": SEEDS}),
@@ -35,54 +43,75 @@ def grids():
 
 
 def hidden_rows(scale, width):
-    """What the matrices of one block get per unit of η, by their last name."""
-    rows = build(complete(Config(optimizer="muon", muon_scale=scale, width=width, lr=1.0))).rows
-    return {row.name.removeprefix("block0."): row for row in rows if row.optimizer == "muon" and row.name.startswith("block0.")}
+    """{last name: row} of the matrices of one block, for η = 1."""
+    config = complete(Config(optimizer="muon", muon_scale=scale, width=width, lr=1.0))
+    return {row.name.removeprefix("block0."): row for row in build(config).rows
+            if row.optimizer == "muon" and row.name.startswith("block0.")}
+
+
+def growth(scale, first, last):
+    """Octaves by which C grows between two widths at equal η: the same for all hidden matrices."""
+    before, after = hidden_rows(scale, first), hidden_rows(scale, last)
+    octaves = {name: math.log2(row.lr / before[name].lr) for name, row in after.items()}
+    spread = max(octaves.values()) - min(octaves.values())
+    assert spread < 1e-9, f"C grows differently in different matrices: {octaves}"   # rounding
+    return octaves["query"]
 
 
 def drifts(records):
-    """Per scale a line: what a step is at the base, how far the best η moved, and how far the C moved that a bare rule wants."""
-    lines = ["", f"{'':10}{'s at the base width':>28}{'':12}{'octaves by which the best lr moves':>50}",
-             f"{'scale':10}{'square':>8}{'up':>8}{'down':>8}{'widths':>16}{'η, with the table':>26}{'C, the bare rule':>22}"]
-    _, groups = sweep.curves(records)
+    """A line per shape factor: s at the base, and how far the best η and the best C moved."""
+    lines = ["", f"{'':10}{'s at the base width':>28}{'':12}"
+                 f"{'octaves by which the best lr moves':>50}",
+             f"{'scale':10}{'square':>8}{'up':>8}{'down':>8}{'widths':>16}"
+             f"{'η, with the table':>26}{'C, the bare rule':>22}"]
+    _, groups = optimum.curves(records)
     for label, by_width in groups.items():
         scale = label.split()[-1]
         first, *_, last = by_width
-        octaves, exact = sweep.drift(by_width)
+        octaves, exact = optimum.drift(by_width)
         at_base = [hidden_rows(scale, 64)[name].shape_factor for name in ("query", "up", "down")]
-        growth = {math.log2(row.lr / hidden_rows(scale, first)[name].lr) for name, row in hidden_rows(scale, last).items()}
-        assert max(growth) - min(growth) < 1e-9                    # one number for all hidden matrices
-        moved = ["none"] * 2 if octaves is None else [f"{octaves:+.2f}", f"{octaves + growth.pop():+.2f}"]
-        lines.append(f"{scale:10}" + "".join(f"{s:8.2f}" for s in at_base) + f"{f'{first} to {last}':>16}{moved[0]:>26}{moved[1]:>22}"
+        moved = ["none"] * 2 if octaves is None else [
+            f"{octaves:+.2f}", f"{octaves + growth(scale, first, last):+.2f}"]
+        lines.append(f"{scale:10}" + "".join(f"{s:8.2f}" for s in at_base)
+                     + f"{f'{first} to {last}':>16}{moved[0]:>26}{moved[1]:>22}"
                      + ("" if exact else "  (?)"))
     return "\n".join(lines)
 
 
 def forms(records):
-    """How far the losses of the two momentum forms are apart, per lr; up to the best lr they must be the same."""
+    """How far the losses of the two momentum forms are apart, by lr, and whether they agree."""
+    width, seed = OTHER_WIDTHS[0], SEEDS[0]
     losses = {}
     for record in records:
         c = record["config"]
-        if c["muon_scale"] == "spectral":
-            losses.setdefault((c["width"], c["seed"], c["lr"]), {})[c["momentum_form"]] = record["loss"]
-    pairs = {key[2]: pair["ema"] - pair["sum"] for key, pair in sorted(losses.items()) if len(pair) == 2 and None not in pair.values()}
-    best = min(pairs, key=lambda lr: losses[OTHER_WIDTHS[0], SEEDS[0], lr]["ema"])
-    worst = max(abs(difference) for lr, difference in pairs.items() if lr <= best)
-    return (f"\nloss with ema less loss with sum, width {OTHER_WIDTHS[0]}: "
-            + ", ".join(f"{difference:+.5f} at 2^{math.log2(lr):g}" for lr, difference in pairs.items())
-            + f"\nup to the best lr at most {worst:.5f}: {'the same' if worst < SAME else 'NOT the same'}")
+        if (c["muon_scale"], c["width"], c["seed"]) == ("spectral", width, seed):
+            losses.setdefault(c["lr"], {})[c["momentum_form"]] = record["loss"]
+    pairs = {lr: (pair["ema"], pair["sum"]) for lr, pair in sorted(losses.items())
+             if len(pair) == 2 and None not in pair.values()}
+    best = min(pairs, key=lambda lr: pairs[lr][0])
+    worst = max(abs(ema - total) for lr, (ema, total) in pairs.items() if lr <= best)
+    return (f"\nloss with ema less loss with sum, width {width}: "
+            + ", ".join(f"{ema - total:+.5f} at 2^{math.log2(lr):g}"
+                        for lr, (ema, total) in pairs.items())
+            + f"\nup to the best lr at most {worst:.5f}: "
+            + ("the same" if worst < SAME else "NOT the same"))
+
+
+def report(records):
+    """Prints the tables, and draws the figure. The table has all factors, the figure not "none"."""
+    ema = [record for record in records if record["config"]["momentum_form"] == "ema"]
+    # The last panel has the legend: spectral, which has all widths.
+    ema.sort(key=lambda record: record["config"]["muon_scale"] == "spectral")
+    size, groups = optimum.curves(ema)
+    print(optimum.report(size, groups))
+    drawn = {label: by_width for label, by_width in groups.items() if "none" not in label}
+    plot.loss_against_lr(size, drawn, FIGURES / "muon_transfer.png", TITLE)
+    print(drifts(ema))
+    print(forms(records))
 
 
 if __name__ == "__main__":
     flags = arguments(__doc__)
     if not flags.redraw:
         train("muon_transfer", grids(), flags.jobs)
-    records = read("muon_transfer")
-    ema = [record for record in records if record["config"]["momentum_form"] == "ema"]
-    ema.sort(key=lambda record: record["config"]["muon_scale"] == "spectral")      # last: the legend stands there, and has all widths
-    size, groups = sweep.curves(ema)
-    print(sweep.report(size, groups))
-    drawn = {label: by_width for label, by_width in groups.items() if "none" not in label}         # the table has it too
-    plot.loss_against_lr(size, drawn, FIGURES / "muon_transfer.png", TITLE)
-    print(drifts(ema))
-    print(forms(records))
+    report(read("muon_transfer"))

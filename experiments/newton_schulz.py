@@ -1,49 +1,54 @@
-"""What each Newton-Schulz coefficient set does to singular values: to any s in (0, 1], and to those of a Gaussian matrix.
+"""What each Newton–Schulz coefficient set does to singular values.
 
-    python experiments/newton_schulz.py                     (2 seconds)
+    python experiments/newton_schulz.py
 
-Writes results/newton_schulz.csv, then figures/newton_schulz.png from that file alone. Each set takes its customary number of
-steps. The claim: all singular values above one hundredth of the Frobenius norm come out in the range that
-tinymup/orthogonalize.py states for the set. It would be refuted by a curve that leaves its range right of 0.01.
+Shows what becomes of any s in (0, 1] and of the singular values of a Gaussian matrix. Each set
+takes its customary number of steps. Writes results/newton_schulz.csv, then
+figures/newton_schulz.png from that file alone.
+
+Claim: all singular values above one hundredth of the Frobenius norm come out in the interval that
+tinymup/orthogonalize.py states for the set. A curve that leaves its interval right of 0.01 refutes
+this.
 """
 import csv
 import pathlib
-import sys
 
 import matplotlib
 import numpy as np
+from polar_express import polynomial  # noqa: I001 (before tinymup: it sets the path)
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the choice of a backend that needs no screen)
+from tinymup.orthogonalize import COEFFICIENTS, newton_schulz
+
+matplotlib.use("Agg")                   # writes files, needs no screen
+import matplotlib.pyplot as plt  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-from tinymup.orthogonalize import COEFFICIENTS, newton_schulz, polynomial  # noqa: E402
-
 SEED, SIZE = 0, 256
 TABLE, FIGURE = HERE / "results" / "newton_schulz.csv", HERE / "figures" / "newton_schulz.png"
 COLOURS = ("#4477aa", "#228833", "#aa8800", "#ee6677", "#aa3377", "#2299bb")
 
 
 def measure():
-    """Rows (kind, s in, s out of each set): kind "curve" is the polynomial, kind "gaussian" the matrix's own values."""
-    s = np.geomspace(1e-4, 1, 601)                    # 0.01 is one of them
+    """Rows (kind, s in, s out of each set): "curve", of the polynomial, and "gaussian"."""
+    s = np.geomspace(1e-4, 1, 601)      # 0.01 is one of them
     curves = [polynomial(s, coefficients=coefficients) for coefficients in COEFFICIENTS.values()]
     rows = [("curve", *values) for values in zip(s, *curves)]
 
     g = np.random.default_rng(SEED).standard_normal((SIZE, SIZE))
     u, s, vt = np.linalg.svd(g / np.linalg.norm(g))
-    # U^T X V is diagonal as far as the polynomial leaves singular vectors alone; its diagonal pairs each value with its origin.
-    outs = [np.einsum("ik,ij,kj->k", u, newton_schulz(g, coefficients=coefficients), vt, optimize=True)
+    # The diagonal of Uᵀ X V pairs each singular value with what it has become.
+    outs = [np.einsum("ik,ij,kj->k", u, newton_schulz(g, coefficients=coefficients), vt,
+                      optimize=True)
             for coefficients in COEFFICIENTS.values()]
     return rows + [("gaussian", *values) for values in zip(s, *outs)]
 
 
 def write(rows):
+    """The table, with a first line that says how to make it."""
     TABLE.parent.mkdir(exist_ok=True)
     with TABLE.open("w", newline="") as file:
-        file.write(f"# python experiments/newton_schulz.py; seed {SEED}; float64; Gaussian {SIZE}x{SIZE}; customary steps; "
-                   "s_in is divided by the Frobenius norm\n")
+        file.write(f"# python experiments/newton_schulz.py; seed {SEED}; float64; Gaussian "
+                   f"{SIZE}x{SIZE}; customary steps; s_in is divided by the Frobenius norm\n")
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["kind", "s_in", *COEFFICIENTS])
         table.writerows([kind, *(f"{value:.6g}" for value in values)] for kind, *values in rows)
@@ -55,37 +60,51 @@ def read():
         next(file)
         rows = list(csv.DictReader(file))
     names = [name for name in rows[0] if name != "kind"]
-    return {kind: {name: np.array([float(row[name]) for row in rows if row["kind"] == kind]) for name in names}
+    return {kind: {name: np.array([float(row[name]) for row in rows if row["kind"] == kind])
+                   for name in names}
             for kind in ("curve", "gaussian")}
 
 
+def draw_set(left, right, name, colour, curve, gaussian):
+    """One set: left its curve and the matrix's singular values, right what becomes of them."""
+    left.axhline(1, color="0.6", linewidth=0.8)
+    left.axvline(0.01, color="0.6", linewidth=0.8, linestyle=":")
+    left.hist(gaussian["s_in"], bins=np.geomspace(1e-4, 1, 41), weights=np.full(SIZE, 3 / SIZE),
+              color="0.8")
+    left.plot(curve["s_in"], curve[name], color=colour, linewidth=1.3)
+    left.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.3))
+    right.hist(gaussian[name], bins=np.linspace(0, 1.3, 66), orientation="horizontal",
+               color=colour)
+    right.set(xticks=[])
+    right.tick_params(left=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    claimed = curve[name][curve["s_in"] >= 0.01]
+    left.set_title(f"{name}, {COEFFICIENTS[name].steps} steps: {claimed.min():.3f} to "
+                   f"{claimed.max():.3f}", loc="left", fontsize=9.2, color=colour,
+                   fontweight="bold")
+
+
 def draw(table):
+    """A panel per set."""
     curve, gaussian = table["curve"], table["gaussian"]
     names = [name for name in curve if name != "s_in"]
     figure = plt.figure(figsize=(11, 6.2))
-    grid = figure.add_gridspec(2, 3, left=0.055, right=0.99, bottom=0.085, top=0.875, wspace=0.13, hspace=0.27)
+    grid = figure.add_gridspec(2, 3, left=0.055, right=0.99, bottom=0.085, top=0.875, wspace=0.13,
+                               hspace=0.27)
     for place, name, colour in zip(grid, names, COLOURS):
-        left, right = place.subgridspec(1, 2, width_ratios=(5, 1), wspace=0.04).subplots(sharey=True)
-        left.axhline(1, color="0.6", linewidth=0.8)
-        left.axvline(0.01, color="0.6", linewidth=0.8, linestyle=":")
-        left.hist(gaussian["s_in"], bins=np.geomspace(1e-4, 1, 41), weights=np.full(SIZE, 3 / SIZE), color="0.8")
-        left.plot(curve["s_in"], curve[name], color=colour, linewidth=1.3)
-        left.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.3))
-        right.hist(gaussian[name], bins=np.linspace(0, 1.3, 66), orientation="horizontal", color=colour)
-        right.set(xticks=[])
-        right.tick_params(left=False)
-        for axes in (left, right):
-            axes.spines[["top", "right"]].set_visible(False)
-        certain = curve[name][curve["s_in"] >= 0.01]
-        left.set_title(f"{name}, {COEFFICIENTS[name].steps} steps: {certain.min():.3f} to {certain.max():.3f}",
-                       loc="left", fontsize=9.2, color=colour, fontweight="bold")
+        panel = place.subgridspec(1, 2, width_ratios=(5, 1), wspace=0.04)
+        left, right = panel.subplots(sharey=True)
+        draw_set(left, right, name, colour, curve, gaussian)
         if place.colspan.start == 0:
             left.set_ylabel("singular value out")
         if place.rowspan.start == 1:
             left.set_xlabel("singular value in, over the Frobenius norm")
-    figure.suptitle("Newton–Schulz: where singular values come out", x=0.055, ha="left", fontsize=13, y=0.985)
-    figure.text(0.055, 0.927, f"Line: the polynomial; numbers: its range right of 0.01. Grey: the singular values of a Gaussian "
-                f"{SIZE}×{SIZE} matrix; coloured: what becomes of them.", fontsize=9.5, color="0.3")
+    figure.suptitle("Newton–Schulz: where singular values come out", x=0.055, ha="left",
+                    fontsize=13, y=0.985)
+    figure.text(0.055, 0.927, "Line: the polynomial; numbers: its range right of 0.01. Grey: the "
+                f"singular values of a Gaussian {SIZE}×{SIZE} matrix; coloured: what becomes of "
+                "them.", fontsize=9.5, color="0.3")
     FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE, dpi=100)
 

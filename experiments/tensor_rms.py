@@ -1,26 +1,38 @@
-"""Claim: under u-μP the operands of every matrix product (activations, weights, and the gradients that come in) have an RMS near 1 at
-initialisation, at every width, and stay within FP8's range through training; under SP and μP incoming gradients start below E5M2's smallest normal
-number, lower still in a wider network, and fall further.
+"""Claim: under u-μP all operands of the products with weight matrices lie in FP8's normal range.
 
-Refuted by: an operand of a u-μP run whose RMS lies outside the normal range of its format, E4M3 or E5M2; or an SP or μP run all of whose
-output gradients lie within it.
+    python experiments/tensor_rms.py --jobs 2
+
+The RMS of each tensor counts, at every width, from the first step to the last: that of inputs and
+weights in the range of E4M3, that of the gradients that come in from above in the range of E5M2. At
+the start u-μP aims at 1. The rivals are SP and μP: their incoming gradients start near or below
+E5M2's smallest normal number, smaller in a wider network, and shrink in training.
+
+Refuted by: an operand of a u-μP run outside the range of its format, or an SP or μP run all of
+whose incoming gradients lie inside.
 """
-import csv
 import math
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
+from unittest.mock import patch
 
-import transfer  # first: it sets the path
-from tinymup import data, ops, optim, run, sweep
-from tinymup.initialize import initialize
-from tinymup.network import Config, build, complete
+from transfer import (  # noqa: I001 (first: it sets the path)
+    FIGURES, arguments, commit, rows_of, write)
+
+from tinymup import layers, transformer
+from tinymup.lab import data, run, sweep
+from tinymup.lab.config import Config, build, complete, settings
+from tinymup.lab.plot import plt
+from tinymup.network import initialize
 from tinymup.number_formats import FORMATS
-from tinymup.plot import plt
+from tinymup.optim import Optimizer, schedule
 
 PARAMS, WIDTHS, STEPS, SEED = ("sp", "mup", "umup"), (64, 256), (0, 30, 100, 300), 0
-KINDS = ("activation", "weight", "output gradient", "weight gradient", "update")   # x, w, dy and dw of a matrix, and what a step adds to w
-CAST = {"activation": "fp8-e4m3", "weight": "fp8-e4m3", "output gradient": "fp8-e5m2"}
+# Of a matrix: its input x, w, the incoming dy, dw, and what a step adds to w. The activations also
+# include those that enter no matrix, such as the logits.
+GRADIENT = "output gradient"
+KINDS = ("activation", "weight", GRADIENT, "weight gradient", "update")
+CAST = {"activation": "fp8-e4m3", "weight": "fp8-e4m3", GRADIENT: "fp8-e5m2"}
 
 
 def rms(x):
@@ -28,110 +40,162 @@ def rms(x):
     return math.sqrt((x * x).mean(dtype=float))
 
 
-def measure(param, width):
-    """[(param, width, step, kind, name, RMS), …] of a run with the default learning rate, before and through training."""
-    config = complete(Config(param=param, width=width, seed=SEED, steps=STEPS[-1] + 1))
+def watched_gradients(network, params, batch):
+    """(gradients, [(kind, name, RMS), …] of activations and of what comes into each matrix)."""
+    found = []
+
+    def watch(name, x):
+        if not name.endswith("attention_logits"):
+            found.append(("activation", name, rms(x)))
+
+    def dense_backward(dy, cache, grads, name):
+        (x, *_), _ = cache
+        found.append(("activation", "into " + name, rms(x)))
+        found.append((GRADIENT, name, rms(dy)))
+        return layers.dense_backward(dy, cache, grads, name)
+
+    with patch.object(transformer, "dense_backward", dense_backward):
+        _, grads = network.loss_and_gradients(params, *batch, watch)
+    return grads, found
+
+
+def measure(param, width, steps=STEPS):
+    """[(param, width, step, kind, name, RMS), …] of a run with the default lr, at these steps."""
+    config = complete(Config(param=param, width=width, seed=SEED, steps=steps[-1] + 1))
     corpus, network = data.load(seq=config.seq), build(config)
     params = initialize(network.rows, SEED, config.dtype)
-    optimizer = optim.Optimizer(network.rows, params, config)
-    dense_backward, rows = ops.dense_backward, []
+    optimizer, rows = Optimizer(network.rows, params, settings(config)), []
     for step in range(config.steps):
-        ids, targets = data.training_batch(corpus, SEED, step, config.batch, config.seq)
-        found = []
-
-        def watch(name, x):
-            if not name.endswith("attention_logits"):
-                found.append(("activation", name, rms(x)))
-
-        def watch_operands(dy, cache, g, name):
-            (x, _, _), _ = cache
-            found.extend([("activation", "into " + name, rms(x)), ("output gradient", name, rms(dy))])
-            return dense_backward(dy, cache, g, name)
-
-        measured = step in STEPS
-        ops.dense_backward = watch_operands if measured else dense_backward
-        _, grads = network.loss_and_gradients(params, ids, targets, watch if measured else ops.ignore)
-        before = {name: w.copy() for name, w in params.items()} if measured else {}
-        optimizer.step(params, grads, step, optim.schedule(config.schedule, step, config.steps, config.warmup))
+        batch = data.training_batch(corpus, SEED, step, config.batch, config.seq)
+        factor = schedule(config.schedule, step, config.steps, config.warmup)
+        if step not in steps:
+            _, grads = network.loss_and_gradients(params, *batch)
+            optimizer.step(params, grads, step, factor)
+            continue
+        grads, found = watched_gradients(network, params, batch)
+        before = {name: w.copy() for name, w in params.items()}
+        optimizer.step(params, grads, step, factor)
         for name, w in before.items():
-            found += [("weight", name, rms(w)), ("weight gradient", name, rms(grads[name])), ("update", name, rms(params[name] - w))]
-        rows += [(param, width, step, *record) for record in found]
+            found += [("weight", name, rms(w)), ("weight gradient", name, rms(grads[name])),
+                      ("update", name, rms(params[name] - w))]
+        rows += [(param, width, step, *size) for size in found]
     return rows
 
 
-def write(rows, config):
-    """results/tensor_rms.csv"""
-    with open(transfer.RESULTS / "tensor_rms.csv", "w") as file:
-        file.write(f"# python experiments/tensor_rms.py; commit {transfer.commit()}; corpus {data.load().digest}; numpy {run.versions()['numpy']}; seed {SEED}; "
-                   f"default lr of adamw; batch {config.batch} x {config.seq}\n")
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["param", "width", "step", "kind", "name", "rms"])
-        table.writerows([*row[:-1], f"{row[-1]:.4g}"] for row in rows)
+def measure_all(jobs):
+    """Runs all parametrizations and widths side by side, and writes results/tensor_rms.csv."""
+    config = complete(Config())
+    about = (f"python experiments/tensor_rms.py; commit {commit()}; corpus {data.load().digest}; "
+             f"numpy {run.versions()['numpy']}; seed {SEED}; default lr of adamw; "
+             f"batch {config.batch} x {config.seq}")
+    os.environ |= dict.fromkeys(sweep.THREADS, "1")       # read by the BLAS of each new process
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        runs = [pool.submit(measure, param, width)
+                for width in reversed(WIDTHS) for param in PARAMS]
+        rows = [row for done in runs for row in done.result()]
+    write("tensor_rms", about, ["param", "width", "step", "kind", "name", "rms"],
+          [[*row[:-1], f"{row[-1]:.4g}"] for row in rows])
 
 
-def read():
-    """{(param, width, step, kind): {name: RMS}}"""
+def sizes_of(rows):
+    """{(param, width, step, kind): [RMS, …]}"""
     found = {}
-    with open(transfer.RESULTS / "tensor_rms.csv") as file:
-        for row in csv.DictReader(line for line in file if not line.startswith("#")):
-            key = row["param"], int(row["width"]), int(row["step"]), row["kind"]
-            found.setdefault(key, {})[row["name"]] = float(row["rms"])
+    for row in rows:
+        key = row["param"], int(row["width"]), int(row["step"]), row["kind"]
+        found.setdefault(key, []).append(float(row["rms"]))
     return found
 
 
+def outside(kind, sizes):
+    """How many of the sizes lie outside the normal range of the kind's format."""
+    form = FORMATS[CAST[kind]]
+    return sum(not form.min_normal <= size <= form.max for size in sizes)
+
+
 def report(found):
-    """Per parametrization, width and kind the smallest and largest RMS as powers of two, at each step; ! beyond the normal range of its format."""
-    lines = [f"{'log2 RMS, smallest … largest':34}" + "".join(f"{'step %d' % step:>18}" for step in STEPS)]
+    """Smallest and largest RMS as powers of two, ! where one is outside; then how many are."""
+    lines = [f"{'log2 RMS, smallest … largest':34}" + "".join(f"{f'step {t}':>18}" for t in STEPS)]
     for param in PARAMS:
         for width in WIDTHS:
             for kind in KINDS:
                 cells = []
                 for step in STEPS:
-                    sizes = found[param, width, step, kind].values()
-                    form = FORMATS.get(CAST.get(kind))
-                    beyond = form and not form.min_normal <= min(sizes) <= max(sizes) <= form.max
-                    cells.append(f"{math.log2(min(sizes)):.1f} … {math.log2(max(sizes)):.1f}{'!' if beyond else ' '}")
-                lines.append(f"{param:5}{width:5} {kind:23}" + "".join(f"{cell:>18}" for cell in cells))
-    return "\n".join(lines)
+                    sizes = found[param, width, step, kind]
+                    mark = "!" if kind in CAST and outside(kind, sizes) else " "
+                    cells.append(f"{math.log2(min(sizes)):.1f} … {math.log2(max(sizes)):.1f}{mark}")
+                lines.append(f"{param:5}{width:5} {kind:23}"
+                             + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join([*lines, "", *counts(found)])
+
+
+def counts(found):
+    """How many tensors lie outside the range of their format, and the verdict on the claim."""
+    umup = 0
+    for param in PARAMS:
+        cells = []
+        for kind, name in CAST.items():
+            sizes = [size for key, each in found.items() if (key[0], key[3]) == (param, kind)
+                     for size in each]
+            count = outside(kind, sizes)
+            umup += count * (param == "umup")
+            cells.append(f"{kind} {count} of {len(sizes)} ({name})")
+        yield f"{param:5} outside the normal range: " + ", ".join(cells)
+    inside = [f"{param} at width {width}" for param in PARAMS if param != "umup" for width in WIDTHS
+              if not any(outside(GRADIENT, found[param, width, t, GRADIENT]) for t in STEPS)]
+    yield "the claim is " + ("refuted" if umup or inside else "not refuted")
 
 
 def draw(found):
-    """A panel per parametrization: a dot per tensor, by kind and step, a colour per width; beside them the formats' normal ranges."""
-    figure, axes = plt.subplots(1, len(PARAMS), figsize=(15, 5), sharey=True, layout="constrained")
+    """A panel per parametrization: a dot per tensor, beside the normal ranges of the formats."""
+    figure, axes = plt.subplots(1, len(PARAMS), figsize=(15, 5), sharey=True,
+                                layout="constrained")
     for ax, param in zip(axes, PARAMS):
-        for i, kind in enumerate(KINDS):
-            for j, step in enumerate(STEPS):
-                for k, (width, colour) in enumerate(zip(WIDTHS, ("tab:orange", "tab:blue"))):
-                    sizes = [math.log2(size) for size in found[param, width, step, kind].values()]
-                    ax.plot([5 * i + j + 0.3 * k] * len(sizes), sizes, ".", color=colour, markersize=4, alpha=0.6, label=f"width {width}" if i == j == 0 else None)
-        for i, (name, form) in enumerate(FORMATS.items()):
-            low, high = math.log2(form.min_normal), math.log2(form.max)
-            x = 5 * len(KINDS) + 1.3 * i
-            ax.plot([x, x], [max(low, -40), high], linewidth=6, color="tab:gray", alpha=0.5, solid_capstyle="butt", clip_on=True)
-            ax.text(x, 20.5, name.removeprefix("fp8-").upper(), rotation=90, ha="center", va="bottom", fontsize=7)
-        for i, kind in enumerate(KINDS):
-            if kind in CAST:                                        # what FP8 training would have to hold, between what it can
-                form = FORMATS[CAST[kind]]
-                ax.fill_between([5 * i - 0.5, 5 * i + 3.8], math.log2(form.min_normal), math.log2(form.max), color="tab:green", alpha=0.12, linewidth=0)
-        ax.set_xticks([5 * i + 1.5 for i in range(len(KINDS))], [kind.replace(" ", "\n") for kind in KINDS], fontsize=8)
+        draw_sizes(ax, param, found)
+        draw_formats(ax)
+        ax.set_xticks([5 * i + 1.5 for i in range(len(KINDS))],
+                      [kind.replace(" ", "\n") for kind in KINDS], fontsize=8)
         ax.set_ylim(-36, 20)
         ax.set_title(param, pad=32)
         ax.grid(alpha=0.3, axis="y")
     axes[0].set_ylabel("log2 RMS")
     axes[0].legend(fontsize=8, loc="upper left")
-    figure.suptitle(f"RMS of every tensor; in each group from left to right steps {', '.join(map(str, STEPS))}; "
-                    "green: normal range of the format that FP8 training casts to; grey: that of each format", fontsize=10)
-    figure.savefig(transfer.FIGURES / "tensor_rms.png", dpi=80)
+    figure.suptitle(
+        f"RMS of every tensor; in each group from left to right steps {', '.join(map(str, STEPS))};"
+        " green: normal range of the format that FP8 training casts to; grey: that of each format",
+        fontsize=10)
+    figure.savefig(FIGURES / "tensor_rms.png", dpi=80)
     plt.close(figure)
 
 
+def draw_sizes(ax, param, found):
+    """The dots, by kind and step, a colour per width."""
+    for i, kind in enumerate(KINDS):
+        for j, step in enumerate(STEPS):
+            for k, (width, colour) in enumerate(zip(WIDTHS, ("tab:orange", "tab:blue"))):
+                sizes = [math.log2(size) for size in found[param, width, step, kind]]
+                ax.plot([5 * i + j + 0.3 * k] * len(sizes), sizes, ".", color=colour, markersize=4,
+                        alpha=0.6, label=f"width {width}" if i == j == 0 else None)
+
+
+def draw_formats(ax):
+    """Grey: the normal range of every format. Green: that of the format a kind is cast to."""
+    for i, (name, form) in enumerate(FORMATS.items()):
+        x, low, high = 5 * len(KINDS) + 1.3 * i, math.log2(form.min_normal), math.log2(form.max)
+        ax.plot([x, x], [max(low, -40), high], linewidth=6, color="tab:gray", alpha=0.5,
+                solid_capstyle="butt", clip_on=True)
+        ax.text(x, 20.5, name.removeprefix("fp8-").upper(), rotation=90, ha="center", va="bottom",
+                fontsize=7)
+    for i, kind in enumerate(KINDS):
+        if kind in CAST:
+            form = FORMATS[CAST[kind]]
+            ax.fill_between([5 * i - 0.5, 5 * i + 3.8], math.log2(form.min_normal),
+                            math.log2(form.max), color="tab:green", alpha=0.12, linewidth=0)
+
+
 if __name__ == "__main__":
-    flags = transfer.arguments(__doc__)
+    flags = arguments(__doc__)
     if not flags.redraw:
-        os.environ |= {name: "1" for name in sweep.THREADS}         # read by the BLAS of each process as it starts
-        with ProcessPoolExecutor(flags.jobs, multiprocessing.get_context("spawn")) as pool:
-            runs = [pool.submit(measure, param, width) for width in reversed(WIDTHS) for param in PARAMS]
-            write([row for run in runs for row in run.result()], complete(Config()))
-    found = read()
+        measure_all(flags.jobs)
+    found = sizes_of(rows_of("tensor_rms"))
     print(report(found))
     draw(found)

@@ -1,4 +1,7 @@
-"""What the transfer experiments share: a grid of runs → a small CSV → a table and a figure made from the CSV alone."""
+"""What the experiments share: from a grid of runs to a small CSV, and from that file to a figure.
+
+Import it before numpy and tinymup: it sets the path and removes two variables that slow BLAS down.
+"""
 import argparse
 import csv
 import os
@@ -8,62 +11,115 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-for pinned in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):   # on some machines these choose a slow BLAS kernel
+for pinned in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):   # they make OpenBLAS pick a slow kernel
     os.environ.pop(pinned, None)
 
-from tinymup import data, plot, run, sweep  # noqa: E402
+from tinymup.lab import data, optimum, plot, run, sweep  # noqa: E402
+from tinymup.lab.config import FIELDS, stranger  # noqa: E402
+from tinymup.lab.results import Results, finished  # noqa: E402
 
 RESULTS, FIGURES = ROOT / "experiments/results", ROOT / "experiments/figures"
-NUMBERS = {"width": int, "depth": int, "seed": int, "lr": float, "loss": float}
+ALWAYS = {"param", "width", "lr", "seed"}                  # columns even if they do not vary
+OUTCOME = ["status", "loss", "train_loss", "seconds"]      # the last columns of a CSV of runs
 
 
-def arguments(description):
-    """--jobs; --redraw makes table and figure from the committed CSV and trains nothing."""
-    p = argparse.ArgumentParser(description=description)
-    p.add_argument("--jobs", type=int, default=2, help="runs side by side [2]")
-    p.add_argument("--redraw", action="store_true", help="train nothing: table and figure from the CSV")
+def arguments(description, jobs=True):
+    """The flags --redraw and, if the experiment has runs to put side by side, --jobs."""
+    p = argparse.ArgumentParser(description=description,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    if jobs:
+        p.add_argument("--jobs", type=int, default=2, help="runs side by side [2]")
+    p.add_argument("--redraw", action="store_true",
+                   help="train nothing: make table and figure from the CSV")
     return p.parse_args()
 
 
 def commit():
-    """The commit of the code that ran, with + where files were changed since."""
-    git = ["git", "-C", ROOT, "describe", "--always", "--dirty=+"]
-    return subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    """The commit of the code, with + if files were changed since."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def finished_runs(name, configs, jobs):
+    """(records of the configs, first line of their CSV). Runs kept in runs/NAME are not repeated.
+
+    Errors: exits if a run failed, since a table would show it as one that diverged.
+    """
+    corpus = data.load(configs[0].data, configs[0].seq)
+    results = Results(ROOT / "runs" / name)
+    kept = results.read()
+    old = sum(finished(kept.get(c.key(corpus.digest))) for c in configs)
+    about = [f"python experiments/{name}.py", f"commit {commit()}", f"corpus {corpus.digest}",
+             f"numpy {run.versions()['numpy']}"]
+    if old:
+        about.append(f"{old} of {len(configs)} runs kept from an earlier start")
+    records = sweep.run_all(configs, corpus, results, jobs)
+    failed = [r for r in records if not finished(r)]
+    if failed:
+        sys.exit(f"{len(failed)} of {len(records)} runs failed, the first with: "
+                 f"{failed[0].get('reason')}; the same command tries them again")
+    return records, "; ".join(about)
 
 
 def train(name, grids, jobs):
     """Trains all configs of grids, a list of (base config, axes), and writes results/NAME.csv.
 
-    The CSV has a column for every field of the config that varies, then status, loss (held-out), train_loss and seconds.
+    The CSV has a column for each field of the config that varies, then `OUTCOME`: the status, the
+    held-out loss, the last point of the training curve, and the seconds.
     """
     configs = list(dict.fromkeys(c for base, axes in grids for c in sweep.grid(base, axes)))
-    corpus = data.load(configs[0].data, configs[0].seq)
-    results = sweep.Results(ROOT / "runs" / name)
-    records = sweep.run_all(configs, corpus, results, jobs)
-    varying = sorted({f for r in records for f in r["config"] if r["config"][f] != records[0]["config"][f]} | {"param", "width", "lr", "seed"})
+    records, about = finished_runs(name, configs, jobs)
+    first = configs[0]
+    varying = sorted(f for f in FIELDS if f in ALWAYS
+                     or any(getattr(c, f) != getattr(first, f) for c in configs))
+    used = [f for f in FIELDS if f not in varying and any(not stranger(c, f) for c in configs)]
+    fixed = ", ".join(f"{f} {getattr(first, f)}" for f in used)
+    rows = [([getattr(config, f) for f in varying], record)
+            for config, record in zip(configs, records)]
+    rows.sort(key=lambda row: [(value is not None, value) for value in row[0]])
+    write(name, f"{about}; {fixed}", [*varying, *OUTCOME],
+          [[*values, record["status"], digits(record["loss"]), digits(record["curve"][-1][1]),
+            f"{record['seconds']:.1f}"] for values, record in rows])
+
+
+def digits(loss):
+    """A loss with five decimals; empty for None."""
+    return "" if loss is None else f"{loss:.5f}"
+
+
+def write(name, about, columns, rows):
+    """Writes results/NAME.csv: a comment on where the numbers come from, then the table."""
     with open(RESULTS / f"{name}.csv", "w") as file:
-        fixed = ", ".join(f"{f} {v}" for f, v in records[0]["config"].items() if f not in varying)
-        file.write(f"# python experiments/{name}.py; commit {commit()}; corpus {corpus.digest}; numpy {run.versions()['numpy']}; {fixed}\n")
+        file.write(f"# {about}\n")
         table = csv.writer(file, lineterminator="\n")
-        table.writerow([*varying, "status", "loss", "train_loss", "seconds"])
-        for r in sorted(records, key=lambda r: [str(r["config"][f]).zfill(12) for f in varying]):
-            last = r["curve"][-1][1] if r.get("curve") else ""
-            table.writerow([*(r["config"][f] for f in varying), r["status"], "" if r["loss"] is None else f"{r['loss']:.5f}",
-                            last and f"{last:.5f}", f"{r.get('seconds', 0):.1f}"])
+        table.writerow(columns)
+        table.writerows(rows)
+
+
+def rows_of(name):
+    """The rows of results/NAME.csv as dicts of strings."""
+    with open(RESULTS / f"{name}.csv") as file:
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
 def read(name):
-    """The rows of results/NAME.csv as records that `sweep.curves` takes."""
-    records = []
-    with open(RESULTS / f"{name}.csv") as file:
-        for row in csv.DictReader(line for line in file if not line.startswith("#")):
-            config = {k: NUMBERS.get(k, str)(v) for k, v in row.items() if k not in ("status", "loss", "train_loss", "seconds")}
-            records.append({"config": config, "status": row["status"], "loss": float(row["loss"]) if row["loss"] else None})
-    return records
+    """The rows of results/NAME.csv as records that `optimum.curves` takes."""
+    return [{"config": {f: typed(f, text) for f, text in row.items() if f not in OUTCOME},
+             "status": row["status"], "loss": float(row["loss"]) if row["loss"] else None,
+             "seconds": float(row["seconds"])} for row in rows_of(name)]
 
 
-def show(name, title, records=None):
-    """Prints the tables and drifts of results/NAME.csv and draws figures/NAME.png."""
-    size, groups = sweep.curves(records or read(name))
-    print(sweep.report(size, groups))
+def typed(name, text):
+    """The value of a field of the config from its text in a CSV. An empty cell is None."""
+    kind = FIELDS[name].metadata["kind"]
+    return None if text == "" else kind(text) if kind in (int, float) else text
+
+
+def show(name, title, records):
+    """Prints the tables and drifts of records and draws figures/NAME.png."""
+    size, groups = optimum.curves(records)
+    print(optimum.report(size, groups))
     plot.loss_against_lr(size, groups, FIGURES / f"{name}.png", title)

@@ -1,80 +1,89 @@
-"""Claims: u-μP's best learning rate stays where it is from width 64 to 512, as μP's does and SP's does not; and with its five α's left at 1,
-u-μP is nearly as good as with the best value of any one of them.
+"""Claims: u-μP's best learning rate stays from width 64 to 512, and its α's need no tuning.
 
-Refuted by: a drift above half an octave; or an α whose best value in 2^-2 … 2^2, the others at 1, lowers the loss by more than 0.05 nats.
-SP and μP are those of lr_transfer.py, where it has run.
+    python experiments/umup_transfer.py --jobs 2
+
+Refuted by: a drift of more than half an octave; or one of the five α's whose best value in
+2^-2 … 2^2, with the others at 1, lowers the loss by more than 0.05 nats. The rivals are SP and μP,
+from lr_transfer.csv where there is one.
 """
 import math
 
 import transfer  # first: it sets the path
-from tinymup import sweep
-from tinymup.network import UNIT_ONLY, Config
-from tinymup.plot import plt
+from tinymup.lab import optimum
+from tinymup.lab.config import FIELDS, Config
+from tinymup.lab.plot import draw_curve, plt, shades
 
-RATES, SEEDS = [2.0**e for e in range(-2, 2)], [0, 1]
-ALPHA_WIDTH, ALPHA_LR, ALPHAS = 64, 1.0, [2.0**e for e in range(-2, 3)]
-GRIDS = [(Config(param="umup"), {"width": [64, 128, 256], "lr": RATES, "seed": SEEDS}),
-         (Config(param="umup"), {"width": [512], "lr": RATES, "seed": SEEDS[:1]}),
-         *((Config(param="umup", width=ALPHA_WIDTH, lr=ALPHA_LR), {alpha: ALPHAS, "seed": SEEDS[:1]}) for alpha in UNIT_ONLY)]
+ALPHAS = [name for name in FIELDS if name.startswith("alpha_")]
+WIDTHS, LRS, SEEDS = [64, 128, 256, 512], [2.0**e for e in range(-2, 2)], [0, 1]
+ALPHA_WIDTH, ALPHA_LR, VALUES = 64, 1.0, [2.0**e for e in range(-2, 3)]
+ENOUGH = 0.05   # nats: a loss of 1 against the best value that refutes the claim
+GRIDS = [(Config(param="umup"), {"width": WIDTHS[:-1], "lr": LRS, "seed": SEEDS}),
+         (Config(param="umup"), {"width": WIDTHS[-1:], "lr": LRS, "seed": SEEDS[:1]}),
+         *((Config(param="umup", width=ALPHA_WIDTH, lr=ALPHA_LR),
+            {alpha: VALUES, "seed": SEEDS[:1]}) for alpha in ALPHAS)]
 
 
-def transfers(records):
-    """{parametrization: {width: [Point, …]}}: u-μP with all α's at 1, and SP and μP from lr_transfer.csv."""
-    plain = [r for r in records if all(float(r["config"][alpha]) == 1 for alpha in UNIT_ONLY)]
-    groups = {}
-    if (transfer.RESULTS / "lr_transfer.csv").exists():
-        groups |= sweep.curves(transfer.read("lr_transfer"))[1]
-    return groups | {"umup": next(iter(sweep.curves([strip(r) for r in plain])[1].values()))}
+def at_one(config, *but):
+    """Whether all α's but those named are 1."""
+    return all(config[alpha] == 1 for alpha in ALPHAS if alpha not in but)
 
 
 def strip(record):
     """The record without its α's, so that they are no axis."""
-    return record | {"config": {name: value for name, value in record["config"].items() if name not in UNIT_ONLY}}
+    return record | {"config": {f: v for f, v in record["config"].items() if f not in ALPHAS}}
+
+
+def transfers(records):
+    """{parametrization: {width: [Point, …]}}: u-μP with all α's at 1, and its rivals."""
+    groups = {}
+    if (transfer.RESULTS / "lr_transfer.csv").exists():
+        groups |= optimum.curves(transfer.read("lr_transfer"))[1]
+    plain = [strip(r) for r in records if at_one(r["config"])]
+    return groups | {"umup": next(iter(optimum.curves(plain)[1].values()))}
 
 
 def alpha_sweeps(records):
-    """{α's name: {value: loss, None where a run diverged}}, the other α's at 1."""
-    sweeps = {}
-    for swept in UNIT_ONLY:
-        losses = {}
-        for r in records:
-            c = r["config"]
-            if (c["width"], c["lr"], c["seed"]) == (ALPHA_WIDTH, ALPHA_LR, SEEDS[0]) and all(float(c[other]) == 1 for other in UNIT_ONLY if other != swept):
-                losses.setdefault(float(c[swept]), []).append(r["loss"])
-        sweeps[swept] = {value: None if None in each else sum(each) / len(each) for value, each in sorted(losses.items())}
-    return sweeps
+    """{α's name: {value: loss, None if the run diverged}}, with the other α's at 1."""
+    here = [r for r in records if [r["config"][f] for f in ("width", "lr", "seed")]
+            == [ALPHA_WIDTH, ALPHA_LR, SEEDS[0]]]
+    return {alpha: dict(sorted((r["config"][alpha], r["loss"]) for r in here
+                               if at_one(r["config"], alpha))) for alpha in ALPHAS}
 
 
 def report(sweeps):
-    """A row per α: its losses, and how far 1 is from the best."""
+    """A row per α: its losses, and what 1 loses against the best. Then the verdict on 1."""
     lines = [f"width {ALPHA_WIDTH}, lr {ALPHA_LR:g}: held-out loss, the other α's at 1",
-             f"{'':16}" + "".join(f"{'2^%g' % math.log2(v):>9}" for v in ALPHAS) + "   1 loses"]
+             f"{'':16}" + "".join(f"{'2^%g' % math.log2(v):>9}" for v in VALUES) + "   1 loses"]
+    loses = {}
     for name, losses in sweeps.items():
-        cells = [f"{losses[v]:.3f}" if losses.get(v) else "no loss" for v in ALPHAS]
-        best = min(loss for loss in losses.values() if loss)
-        lines.append(f"{name:16}" + "".join(f"{c:>9}" for c in cells) + f"{losses[1.0] - best:>10.3f}")
-    return "\n".join(lines)
+        cells = [f"{losses[v]:.3f}" if losses.get(v) is not None else "no loss" for v in VALUES]
+        best = min((loss for loss in losses.values() if loss is not None), default=math.nan)
+        loses[name] = math.inf if losses.get(1.0) is None else losses[1.0] - best
+        lines.append(f"{name:16}" + "".join(f"{c:>9}" for c in cells) + f"{loses[name]:>10.3f}")
+    bad = [name for name, loss in loses.items() if loss > ENOUGH]
+    return "\n".join([*lines, f"1 loses more than {ENOUGH} nats: {', '.join(bad) or 'none'}; "
+                              f"the second claim is {'refuted' if bad else 'not refuted'}"])
 
 
 def draw(groups, sweeps):
     """A panel of loss against lr per parametrization, and one of loss against each α."""
-    figure, axes = plt.subplots(1, len(groups) + 1, figsize=(3.6 * len(groups) + 4, 4), sharey=True, layout="constrained")
-    colours = dict(zip((64, 128, 256, 512), plt.get_cmap("viridis")((0.0, 0.3, 0.6, 0.9))))
-    best = []
+    figure, axes = plt.subplots(1, len(groups) + 1, figsize=(3.6 * len(groups) + 4, 4),
+                                sharey=True, layout="constrained")
+    optima = {label: {width: optimum.optimum(points) for width, points in by_width.items()}
+              for label, by_width in groups.items()}
+    found = [best.loss for by_width in optima.values() for best in by_width.values() if best]
+    bottom, top = min(found) - 0.05, max(found) + 0.4
+    colours = dict(zip(WIDTHS, shades(len(WIDTHS))))
     for ax, (label, by_width) in zip(axes, groups.items()):
         for width, points in by_width.items():
-            drawn = [p for p in points if p.loss is not None]
-            x = [math.log2(p.lr) for p in drawn]
-            ax.plot(x, [p.loss for p in drawn], "-o", markersize=3, color=colours[width], label=f"width {width}")
-            ax.fill_between(x, [p.low for p in drawn], [p.high for p in drawn], color=colours[width], alpha=0.2, linewidth=0)
-            optimum = sweep.optimum(points)
-            ax.plot(optimum.log2_lr, optimum.loss, "*", markersize=14, markeredgecolor="black", color=colours[width], zorder=3)
-            best.append(optimum.loss)
-        octaves, exact = sweep.drift(by_width)
-        ax.set_title(f"{label}: best lr moves by {octaves:+.2f} octaves" + ("" if exact else " (?)"), fontsize=10)
+            draw_curve(ax, points, optima[label][width], top - 0.01, colours[width],
+                       f"width {width}")
+        octaves, exact = optimum.drift(by_width)
+        moved = "no best lr" if octaves is None else f"best lr moves by {octaves:+.2f} octaves"
+        ax.set_title(f"{label}: {moved}" + ("" if exact else " (?)"), fontsize=10)
         ax.set_xlabel("log2 learning rate")
     for name, losses in sweeps.items():
-        drawn = {math.log2(value): loss for value, loss in losses.items() if loss}
+        drawn = {math.log2(value): loss for value, loss in losses.items() if loss is not None}
         axes[-1].plot(drawn.keys(), drawn.values(), "-o", markersize=3, label=name)
     axes[-1].set_title(f"umup, width {ALPHA_WIDTH}, lr {ALPHA_LR:g}: one α at a time", fontsize=10)
     axes[-1].set_xlabel("log2 α")
@@ -83,7 +92,7 @@ def draw(groups, sweeps):
     axes[-1].legend(fontsize=8)
     axes[-2].legend(fontsize=8)
     axes[0].set_ylabel("held-out loss, nats per byte")
-    axes[0].set_ylim(min(best) - 0.05, max(best) + 0.4)
+    axes[0].set_ylim(bottom, top)
     figure.savefig(transfer.FIGURES / "umup_transfer.png", dpi=85)
     plt.close(figure)
 
@@ -94,5 +103,5 @@ if __name__ == "__main__":
         transfer.train("umup_transfer", GRIDS, flags.jobs)
     records = transfer.read("umup_transfer")
     groups, sweeps = transfers(records), alpha_sweeps(records)
-    print(sweep.report("width", groups) + "\n\n" + report(sweeps))
+    print(optimum.report("width", groups) + "\n\n" + report(sweeps))
     draw(groups, sweeps)

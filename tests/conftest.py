@@ -1,4 +1,4 @@
-"""The repository's root on the path, so that `pytest` and `python -m pytest` both find the package."""
+"""Puts the repository's root on the path: `pytest` finds the package as `python -m pytest` does."""
 import sys
 from pathlib import Path
 

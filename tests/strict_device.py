@@ -1,109 +1,43 @@
-"""A stand-in for CuPy that runs on NumPy and is stricter than either: the GPU path, tested without a GPU.
+"""A stand-in for CuPy that runs on NumPy: it tests the GPU path without a GPU.
 
-    with strict_device.in_use() as counts:          # tinymup's `xp` now computes on DeviceArrays
+    with strict_device.in_use() as counts:      # tinymup's `xp` now computes on DeviceArrays
         loss = train_step(...)
-    counts.syncs, counts.operations                 # waits for the GPU; calls that start work there
+    counts.syncs, counts.operations             # waits for the GPU; calls that start work there
 
-Only `asarray` lets a NumPy array in and only `asnumpy` lets one out (`to_device`, `to_host` in the package); everything else
-that would move data unseen raises TypeError. The arithmetic is NumPy's own on the same memory layout, so equal to the last bit.
-
-Names and arguments that CuPy lacks are refused by the list in cupy_names.txt, which
-`python tests/strict_device.py > cupy_names.txt` writes where CuPy is installed; no GPU needed.
+It is stricter than NumPy and CuPy. Only `asarray` lets a NumPy array in and only `asnumpy` lets one
+out (`to_device` and `to_host` in the package). All else that would move data unseen raises
+TypeError, and so does a name or an argument that CuPy lacks (cupy_names.py). The arithmetic is
+NumPy's own on the same memory layout, so results are equal to the last bit.
 """
 import contextlib
-import inspect
+import itertools
 import numbers
 import operator
-import pathlib
-import re
 import types
 
 import numpy as np
 
-# What CuPy forwards to the host, reads or writes as text, or NumPy would answer with an array of its own.
-NOT_FOR_DEVICES = re.compile(r"load|save|txt|print|format|_repr|_str|2string|show_config|dump|tofile|tobytes"
-                             r"|^from(buffer|file|function|iter|string|_dlpack)"
-                             r"|^(base|data|flat|device|item|tolist|vectorize|poly1d|broadcast|flatiter|ndindex|ufunc"
-                             r"|[cr]_|[mo]grid)$")
-UFUNC_METHODS = {"reduce": "array, axis, dtype, out, keepdims", "accumulate": "array, axis, dtype, out"}
-# The shape of the result, or an error, depends on the values: CuPy reads a number back before it can go on.
-SYNCING = {"nonzero", "flatnonzero", "argwhere", "extract", "compress", "choose", "delete", "place", "bincount", "histogram",
-           "histogram2d", "histogramdd", "unique", "unique_all", "unique_counts", "unique_inverse", "unique_values",
-           "intersect1d", "setdiff1d", "setxor1d", "union1d", "ravel_multi_index", "asarray_chkfinite", "trim_zeros"}
+from cupy_names import NAMES, fault
+from strict_fuse import ARITHMETIC, COMPARISONS, Trace
+
+# The shape of the result, or an error, depends on the values, so CuPy reads a number back.
+SYNCING = {"nonzero", "flatnonzero", "argwhere", "extract", "compress", "choose", "delete", "place",
+           "bincount", "histogram", "histogram2d", "histogramdd", "unique", "unique_all",
+           "unique_counts", "unique_inverse", "unique_values", "intersect1d", "setdiff1d",
+           "setxor1d", "union1d", "ravel_multi_index", "asarray_chkfinite", "trim_zeros"}
 # NumPy answers these with a Python number, CuPy with an array without axes.
 ANSWERED_ON_DEVICE = {"allclose", "array_equal", "array_equiv", "count_nonzero"}
-ARRAY_PARAMETERS = {"a", "b", "x", "x1", "x2", "y", "v", "arr", "ary", "array", "condition", "indices", "values"}
+ARRAY_PARAMETERS = {"a", "b", "x", "x1", "x2", "y", "v", "arr", "ary", "array", "condition",
+                    "indices", "values"}
 DTYPES = "?bhilqBHILQefdFD"
-SCATTER_DTYPES = "iILQefd"              # what CUDA adds atomically: neither int64 nor complex numbers
+SCATTER_DTYPES = "iILQefd"     # what CUDA adds atomically: neither int64 nor complex numbers
 
-
-# The list of what CuPy has
-
-def parameters(function):
-    """A CuPy function's parameters in brackets, without defaults; "" where CuPy does not tell."""
-    try:
-        kinds = {p.name: p.kind for p in inspect.signature(function).parameters.values()}
-    except ValueError:                  # a method compiled from Cython tells in its docstring's first line
-        found = re.match(r"\S*?\((.*)\)", (function.__doc__ or "").partition("\n")[0])
-        words = [word.partition("=")[0].split()[-1] for word in found[1].split(",")] if found else []
-        return f"({', '.join(words[1:])})" if found else ""
-    marks = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-    names = [marks.get(kind, "") + name for name, kind in kinds.items() if name != "self"]
-    positional = [name for name, kind in kinds.items() if kind < inspect.Parameter.VAR_POSITIONAL and name != "self"]
-    if inspect.Parameter.KEYWORD_ONLY in kinds.values() and inspect.Parameter.VAR_POSITIONAL not in kinds.values():
-        names.insert(len(positional), "*")
-    return f"({', '.join(names)})"
-
-
-def list_names(cupy):
-    """The lines of cupy_names.txt: the names this CuPy and this NumPy share, with the arguments that CuPy takes."""
-    lines = []
-    for prefix, ours, theirs in (("", np, cupy), ("linalg.", np.linalg, cupy.linalg), ("ndarray.", np.ndarray, cupy.ndarray)):
-        for name in sorted(set(dir(ours)) & set(dir(theirs))):
-            value = getattr(theirs, name)
-            if name.startswith("_") or isinstance(value, types.ModuleType) or NOT_FOR_DEVICES.search(name):
-                continue
-            if isinstance(value, cupy.ufunc):
-                inputs = [f"x{i + 1}" for i in range(value.nin)]
-                lines.append(f"{prefix}{name}({', '.join(inputs + ['out'] * value.nout)}, *, casting, dtype)")
-                lines += [f"{prefix}{name}.at(a, indices, b)"] * (value._scatter_op is not None)
-                if name in ("add", "multiply"):
-                    lines += [f"{prefix}{name}.{method}({words})" for method, words in UFUNC_METHODS.items()]
-            else:
-                lines.append(prefix + name + (parameters(value) if callable(value) and not isinstance(value, type) else ""))
-    return lines
-
-
-def parsed(lines):
-    """{name: its parameters, or None for what is not called or does not tell}."""
-    table = {}
-    for line in lines:
-        name, bracket, words = line.partition("(")
-        table[name] = [word for word in words.rstrip(")").split(", ") if word] if bracket else None
-    return table
-
-
-def fault(name, positional=0, keywords=(), table=None):
-    """What is wrong with calling CuPy's `name` with so many positional and these keyword arguments; None where nothing is."""
-    table = NAMES if table is None else table
-    if name not in table:
-        return f"CuPy has no `{name}` for code that runs on a device"
-    words = table[name]
-    if words is None or any(word.startswith("**") for word in words):
-        return None
-    unknown = sorted(set(keywords) - set(words))
-    if unknown:
-        return f"CuPy's `{name}` does not take {', '.join(unknown)}="
-    most = words.index("*") if "*" in words else len(words)
-    if positional > most and not any(word[0] == "*" and word != "*" for word in words):
-        return f"CuPy's `{name}` takes at most {most} positional arguments, not {positional}"
-    return None
-
-
-# The array
 
 class Counts:
-    """`syncs`: times the host waited for the device. `operations`: calls that start work there; making a view starts none."""
+    """syncs: times the host waited for the device. operations: calls that start work there.
+
+    Making a view starts none.
+    """
 
     def __init__(self):
         self.reset()
@@ -115,27 +49,35 @@ class Counts:
 counts = Counts()
 
 
+# The array
+
 class DeviceArray:
-    """An array the host cannot see: what cupy.ndarray does with other device arrays and with scalars, and no more."""
+    """An array that the host cannot see. It works with other device arrays and with scalars."""
 
     __slots__ = ("_array",)
-    __hash__ = None                     # as CuPy: == compares elements
-    __array_ufunc__ = None              # CuPy would run np.exp(x) on the device; code that writes np there means the host
+    __hash__ = None             # as CuPy: == compares elements
+    __array_ufunc__ = None      # CuPy computes np.exp(x) on the device; here np means the host
 
     def __init__(self, *args, **kwargs):
-        raise TypeError("device arrays are made by the module's functions, from NumPy arrays by asarray")
+        raise TypeError("device arrays are made by the module's functions, "
+                        "from NumPy arrays by asarray")
 
     def __getattr__(self, name):
         full = f"ndarray.{name}"
         if full not in NAMES:
             raise AttributeError(fault(full))
         value = getattr(self._array, name)
-        return Function(full, getattr(np.ndarray, name), self) if callable(value) else wrapped(value)
+        if callable(value):
+            return Function(full, getattr(np.ndarray, name), self)
+        return wrapped(value)
 
     def __getitem__(self, index):
         index = checked(index)
-        # CuPy gives a view without axes where NumPy would give a copied scalar; the Ellipsis makes NumPy do the same.
-        return call(operator.getitem, self, index if any(part is Ellipsis for part in index) else (*index, Ellipsis))
+        # CuPy gives a view without axes where NumPy would copy a scalar. So does NumPy for an
+        # index with an Ellipsis.
+        if not any(part is Ellipsis for part in index):
+            index = (*index, Ellipsis)
+        return call(operator.getitem, self, index)
 
     def __setitem__(self, index, value):
         index = checked(index)
@@ -146,17 +88,19 @@ class DeviceArray:
             if np.unique(places).size < places.size:
                 raise ValueError("one element assigned twice: on a GPU either may win")
         elif isinstance(value, DeviceArray) and same_memory(self._array[index], value._array):
-            return                      # the last act of x[i] += 1, which CuPy skips too
+            return              # the last act of x[i] += 1, which CuPy skips too
         call(operator.setitem, self, index, value)
 
     def __array__(self, *args, **kwargs):
         raise TypeError("implicit conversion of a device array to a NumPy array: use to_host")
 
     def __array_function__(self, function, *args):
-        raise TypeError(f"np.{function.__name__} on a device array: use xp.{function.__name__}, or to_host first")
+        raise TypeError(f"np.{function.__name__} on a device array: "
+                        f"use xp.{function.__name__}, or to_host first")
 
     def __reduce_ex__(self, protocol):
-        raise TypeError("a device array can be neither pickled nor copied by `copy`: use to_host or .copy()")
+        raise TypeError("a device array can be neither pickled nor copied by `copy`: "
+                        "use to_host or .copy()")
 
     def __len__(self):
         return len(self._array)
@@ -174,7 +118,7 @@ class DeviceArray:
 
 
 def wrapped(value):
-    """NumPy's arrays and scalars as DeviceArrays, also inside tuples and lists; anything else as it is."""
+    """NumPy's arrays and scalars as DeviceArrays, also in tuples and lists; all else as it is."""
     if isinstance(value, (tuple, list)):
         return (tuple if isinstance(value, tuple) else list)(map(wrapped, value))
     if not isinstance(value, (np.ndarray, np.generic)):
@@ -191,18 +135,24 @@ def plain(value):
     if isinstance(value, DeviceArray):
         return value._array
     if isinstance(value, np.ndarray):
-        raise TypeError("a NumPy array where a device array is wanted: bring it over with to_device first")
+        raise TypeError("a NumPy array where a device array is wanted: use to_device first")
     return type(value)(map(plain, value)) if isinstance(value, (tuple, list)) else value
 
 
 def device_arrays(value):
+    """All DeviceArrays in nested tuples and lists."""
     if isinstance(value, (tuple, list)):
         return [array for part in value for array in device_arrays(part)]
     return [value] if isinstance(value, DeviceArray) else []
 
 
 def call(function, *args, **kwargs):
-    """`function` on the NumPy arrays inside; a result that is one of the arguments (out=, +=) stays the same DeviceArray."""
+    """`function` on the NumPy arrays inside its arguments.
+
+    A result that is one of the arguments (out=, +=) stays the same DeviceArray.
+    """
+    if Trace.current:
+        raise TypeError("a fused function computes on its arguments, not on other device arrays")
     given = {id(array._array): array for array in device_arrays([*args, *kwargs.values()])}
     result = function(*map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
     parts = result if isinstance(result, (tuple, list)) else [result]
@@ -211,33 +161,42 @@ def call(function, *args, **kwargs):
 
 
 def is_new(result, given):
-    """Whether a result took work: not a shape or a dtype, and no view of an argument. An argument itself was written to."""
+    """Whether a result took work. A view of an argument, a shape and a dtype take none."""
     if isinstance(result, np.ndarray) and id(result) not in given:
         return not any(np.may_share_memory(result, other._array) for other in given.values())
     return result is None or isinstance(result, (np.ndarray, np.generic))
 
 
 def number_or_device_array(value):
-    """CuPy takes NumPy's scalars too: like Python's they live on the host and travel as a kernel's argument."""
+    """Refuses all else. NumPy's scalars live on the host and become arguments of a kernel."""
     if not isinstance(value, (DeviceArray, numbers.Number, np.generic)):
-        raise TypeError(f"a device array works with device arrays and numbers, not with {type(value).__name__}; to_device?")
+        raise TypeError("a device array works with device arrays and numbers, "
+                        f"not with {type(value).__name__}; to_device?")
 
 
 def same_memory(a, b):
-    return all(a.__array_interface__[key] == b.__array_interface__[key] for key in ("data", "shape", "strides", "typestr"))
+    """Whether two arrays are the same elements in the same order."""
+    first, second = a.__array_interface__, b.__array_interface__
+    return all(first[key] == second[key] for key in ("data", "shape", "strides", "typestr"))
 
 
 def checked(index):
-    """An index as a tuple. CuPy would send lists and NumPy arrays over unseen; a mask it counts first, which waits."""
+    """An index as a tuple. CuPy would move lists and NumPy arrays to the device unseen.
+
+    A mask it counts first, which waits.
+    """
     index = index if isinstance(index, tuple) else (index,)
     for part in index:
-        if not (part is None or part is Ellipsis or isinstance(part, (int, np.integer, slice, DeviceArray))):
-            raise TypeError(f"a device array is indexed by ints, slices, None, ... and device arrays, not {type(part).__name__}")
+        if part is not None and part is not Ellipsis and not isinstance(
+                part, (int, np.integer, slice, DeviceArray)):
+            raise TypeError("a device array is indexed by ints, slices, None, ... and device "
+                            f"arrays, not {type(part).__name__}")
         counts.syncs += isinstance(part, DeviceArray) and part.dtype == bool
     return index
 
 
 def operation(function):
+    """The method for an operator with another operand."""
     def method(self, other):
         number_or_device_array(other)
         return call(function, self, other)
@@ -245,6 +204,7 @@ def operation(function):
 
 
 def reflected(function):
+    """The method for the same operator with self on the right."""
     def method(self, other):
         number_or_device_array(other)
         return call(function, other, self)
@@ -252,31 +212,59 @@ def reflected(function):
 
 
 def waiting(function):
+    """The method for a conversion to a Python object, which waits for the device."""
     def method(self, *args):
         counts.syncs += 1
         return function(self._array, *args)
     return method
 
 
-for name in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split():
+for name in [*ARITHMETIC, "matmul"]:
     setattr(DeviceArray, f"__{name}__", operation(getattr(operator, f"__{name}__")))
     setattr(DeviceArray, f"__r{name}__", reflected(getattr(operator, f"__{name}__")))
     setattr(DeviceArray, f"__i{name}__", operation(getattr(operator, f"__i{name}__")))
-for name in "eq ne lt le gt ge".split():
+for name in COMPARISONS:
     setattr(DeviceArray, f"__{name}__", operation(getattr(operator, f"__{name}__")))
 for name in "neg pos abs invert".split():
-    setattr(DeviceArray, f"__{name}__", lambda self, function=getattr(operator, f"__{name}__"): call(function, self))
+    function = getattr(operator, f"__{name}__")
+    setattr(DeviceArray, f"__{name}__", lambda self, function=function: call(function, self))
 for function in (bool, int, float, complex, operator.index, str, repr, format):
     setattr(DeviceArray, f"__{function.__name__}__", waiting(function))
+
+
+# Fused functions
+
+class Fused:
+    """What `fuse` makes of a function: one operation, traced once per types of its arguments."""
+
+    def __init__(self, function):
+        self.function, self.traces = function, {}
+
+    def __call__(self, *args):
+        for arg in args:
+            if not isinstance(arg, DeviceArray) and type(arg) is not float:
+                raise TypeError("a fused function takes device arrays and Python floats, "
+                                f"not {type(arg).__name__}")
+        for a, b in itertools.combinations([arg._array for arg in device_arrays(args)], 2):
+            if np.may_share_memory(a, b) and not same_memory(a, b):
+                raise ValueError("arguments of a fused function overlap: on a GPU it may read an "
+                                 "element before or after it is written")
+        kinds = tuple((arg.dtype.char, arg.ndim) if isinstance(arg, DeviceArray) else "number"
+                      for arg in args)
+        if kinds not in self.traces:
+            are_arrays = [isinstance(arg, DeviceArray) for arg in args]
+            self.traces[kinds] = Trace(self.function, are_arrays)
+        self.traces[kinds].run([plain(arg) for arg in args])
+        counts.operations += 1
 
 
 # The module
 
 class Function:
-    """A function of the module, or a method of `self`, held to CuPy's arguments."""
+    """A function of the module, or a method of `owner`, held to CuPy's arguments."""
 
-    def __init__(self, name, function, self_array=None):
-        self.name, self.function, self.self_array = name, function, self_array
+    def __init__(self, name, function, owner=None):
+        self.name, self.function, self.owner = name, function, owner
 
     def __getattr__(self, method):
         return member(f"{self.name}.{method}", self.function)
@@ -285,21 +273,36 @@ class Function:
         wrong = fault(self.name, len(args), kwargs)
         if wrong:
             raise TypeError(wrong)
-        words = NAMES[self.name] or []
-        for word, value in [*zip(words, args), *kwargs.items()]:
-            if word in ARRAY_PARAMETERS and isinstance(value, (tuple, list)):
-                raise TypeError(f"`{self.name}` takes a device array as {word}, not a {type(value).__name__}")
+        if Trace.current:
+            return self.traced(*args, **kwargs)
+        self.check_types(args, kwargs)
         last = self.name.rpartition(".")[2]
-        if last == "at" and args[0].dtype.char not in SCATTER_DTYPES:
-            raise TypeError(f"CuPy's `{self.name}` does not know {args[0].dtype}")
-        if last == "repeat" and isinstance(kwargs.get("repeats", args[-1]), DeviceArray):
-            raise TypeError("CuPy repeats as often as numbers say, not as a device array says")
         counts.syncs += last in SYNCING or last == "where" and len(args) + len(kwargs) == 1
         function = self.function
         if last in ANSWERED_ON_DEVICE:
             def function(*args, **kwargs):
                 return np.asarray(self.function(*args, **kwargs))
-        return call(function, *([] if self.self_array is None else [self.self_array]), *args, **kwargs)
+        return call(function, *([] if self.owner is None else [self.owner]), *args, **kwargs)
+
+    def traced(self, *args, out=None, **kwargs):
+        """The call within a fused function."""
+        elementwise = isinstance(self.function, np.ufunc) and self.function.signature is None
+        if not elementwise or self.function.nout > 1 or len(args) != self.function.nin or kwargs:
+            raise TypeError(f"`{self.name}` so called is no elementwise operation with one result, "
+                            "and a fused function takes nothing else")
+        return Trace.current.record(self.function, args, out)
+
+    def check_types(self, args, kwargs):
+        """Refuses arguments of types that this function of CuPy does not take."""
+        for word, value in [*zip(NAMES[self.name] or [], args), *kwargs.items()]:
+            if word in ARRAY_PARAMETERS and isinstance(value, (tuple, list)):
+                raise TypeError(f"`{self.name}` takes a device array as {word}, "
+                                f"not a {type(value).__name__}")
+        last = self.name.rpartition(".")[2]
+        if last == "at" and args[0].dtype.char not in SCATTER_DTYPES:
+            raise TypeError(f"CuPy's `{self.name}` does not know {args[0].dtype}")
+        if last == "repeat" and isinstance(kwargs.get("repeats", args[-1]), DeviceArray):
+            raise TypeError("CuPy repeats as often as numbers say, not as a device array says")
 
 
 def member(name, owner):
@@ -313,6 +316,8 @@ def member(name, owner):
 
 
 class Namespace:
+    """A module of CuPy's, such as linalg."""
+
     def __init__(self, prefix, module):
         self.prefix, self.module = prefix, module
 
@@ -331,26 +336,34 @@ class Module(Namespace):
 
     @staticmethod
     def asarray(a, dtype=None):
-        """The way in: a copy of a NumPy array or a number, so that writing to one never changes the other."""
+        """The way in. It copies, so that writing to one array never changes the other."""
         if isinstance(a, DeviceArray):
             return a if dtype is None or a.dtype == dtype else a.astype(dtype)
         if not isinstance(a, (np.ndarray, np.generic, numbers.Number)):
-            raise TypeError(f"asarray takes a NumPy array, a device array or a number, not {type(a).__name__}")
-        counts.operations += 1
-        return wrapped(np.array(a, dtype=dtype))
+            raise TypeError("asarray takes a NumPy array, a device array or a number, "
+                            f"not {type(a).__name__}")
+        return call(lambda: np.array(a, dtype=dtype))
 
     @staticmethod
     def asnumpy(a):
         """The way out, which waits for the device."""
         if not isinstance(a, DeviceArray):
-            raise TypeError(f"asnumpy takes a device array, not {type(a).__name__}: this one is on the host already")
+            raise TypeError(f"asnumpy takes a device array, not {type(a).__name__}: "
+                            "this one is on the host already")
         counts.syncs += 1
         return a._array.copy()
+
+    @staticmethod
+    def fuse(*, kernel_name):
+        """A decorator for elementwise functions of arrays and floats that return nothing."""
+        if not kernel_name.isidentifier():
+            raise ValueError(f"CuPy cannot compile a kernel of the name {kernel_name!r}")
+        return Fused
 
 
 @contextlib.contextmanager
 def in_use():
-    """Lets tinymup compute on the stand-in, counting from zero, and puts back what was in use before."""
+    """tinymup computes on the stand-in, counting from zero, and then on what was in use before."""
     from tinymup.backend import xp
     before = xp.module
     xp.module = Module()
@@ -359,12 +372,3 @@ def in_use():
         yield counts
     finally:
         xp.module = before
-
-
-if __name__ == "__main__":
-    import cupy
-    print(f"# {cupy.__version__} CuPy, {np.__version__} NumPy: the names both have and the arguments CuPy takes")
-    print("\n".join(list_names(cupy)))
-else:
-    LIST = (pathlib.Path(__file__).parent / "cupy_names.txt").read_text().splitlines()
-    NAMES = parsed(line for line in LIST if not line.startswith("#"))

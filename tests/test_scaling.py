@@ -1,4 +1,4 @@
-"""The theory's sentences: which tables are equal, what the base width means, what every cell is for."""
+"""The scaling tables: what the papers print, what is derived, and which tables are equivalent."""
 import csv
 import io
 import json
@@ -8,135 +8,234 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tinymup import optim
-from tinymup.network import Config, build, complete
+from tinymup import optim, transformer
+from tinymup.lab.config import Config, build, complete, normalised
+from tinymup.lab.resolved import resolved
+from tinymup.lab.tables import columns, render, symbolic
 from tinymup.scaling import (
-    DEPTH_RULES, MUP_TABLE3, MUP_TABLE8, MUP_TABLE9, ONE, PARAMETRIZATIONS, SHAPE_FACTORS, Hyperparameters, Parametrization, Power, Size, Spec, attention_scale, render, resolve, resolved, shifted, symbolic)
+    DEPTH_RULES, MUP, MUP_TABLE3, MUP_TABLE9, ONE, OUT_PER_IN, PARAMETRIZATIONS, PER_IN,
+    PER_ROOT_IN, ROOT_OUT, U_MUP_DEPTH, Parametrization, Power, Rule, Size, shifted)
 from trajectories import distance, logits_after
 
-MUP = ("mup", "mup-table3", "mup-table9")
-ALL = ("sp", "ntk", *MUP)
+FORMS_OF_MUP = ("mup", "mup-table3", "mup-table9")
+BASED = ("sp", "ntk", *FORMS_OF_MUP)   # all parametrizations that have a base model
 
 
-# ── the algebra of powers ────────────────────────────────────────────────────────────────────────────────────────────
+def with_eps(rule, power):
+    """The rule with an ε of its own in place of the derived one."""
+    return type("RuleWithEps", (Rule,), {"eps": power})(*rule)
 
-def test_powers_multiply_and_are_raised_as_the_numbers_they_stand_for():
+
+# The algebra of powers
+
+def test_powers_multiply_and_divide_as_the_numbers_that_they_stand_for():
     a, b, size = Power(1, -1/2, 2), Power(-1/2, 1/4, 1), Size(3.0, 5.0, 7.0)
     assert a.at(size) == pytest.approx(3 / math.sqrt(5) * 49, rel=1e-15)
     assert a.times(b).at(size) == pytest.approx(a.at(size) * b.at(size), rel=1e-15)
-    assert a.to_the(-3/2).at(size) == pytest.approx(a.at(size)**-1.5, rel=1e-15)
-    assert a.times(a.to_the(-1)) == ONE and ONE.at(size) == 1 and a.at(Size()) == 1
+    assert a.over(b).at(size) == pytest.approx(a.at(size) / b.at(size), rel=1e-15)
+    assert a.over(a) == ONE and ONE.at(size) == 1 and a.at(Size()) == 1
 
 
-def test_powers_are_written_as_one_would_by_hand():
-    assert list(map(str, [ONE, Power(1), Power(0.5), Power(-1, 0.5), Power(-0.5, -1), Power(1, 1, -0.5), Power(1.5), Power(0, 0, -1/3)])) == [
-        "1", "fan_in", "√fan_in", "√fan_out/fan_in", "1/√fan_in/fan_out", "fan_in·fan_out/√depth", "fan_in^3/2", "1/depth^1/3"]
+@pytest.mark.parametrize("power, text", [
+    (ONE, "1"), (Power(1), "fan_in"), (Power(0.5), "√fan_in"), (Power(-1, 0.5), "√fan_out/fan_in"),
+    (Power(-0.5, -1), "1/√fan_in/fan_out"), (Power(1, 1, -0.5), "fan_in·fan_out/√depth"),
+    (Power(1.5), "fan_in^3/2"), (Power(0, 0, -1/3), "1/depth^1/3")])
+def test_a_power_is_written_as_one_writes_it_by_hand(power, text):
+    assert str(power) == text
 
 
-# ── three tables, one parametrization: as exponents ──────────────────────────────────────────────────────────────────
+# The papers' tables
 
-PER_IN, PER_ROOT_IN, ROOT_OUT = Power(-1), Power(-1/2), Power(0, 1/2)
+# Tables 3, 8 and 9 of arXiv:2203.03466 as printed: variance of the initial values, multiplier, SGD
+# lr, Adam lr, as functions of fan_in and fan_out. SP is what Table 3 has in brackets.
+PAPER = {
+    "sp": {
+        "input":  lambda i, o: (1/i,    1,              1,   1),
+        "output": lambda i, o: (1/i,    1,              1,   1),
+        "hidden": lambda i, o: (1/i,    1,              1,   1)},
+    "mup-table3": {
+        "input":  lambda i, o: (1/i,    1,              o,   1),
+        "output": lambda i, o: (1/i**2, 1,              1/i, 1/i),
+        "hidden": lambda i, o: (1/i,    1,              1,   1/i)},
+    "mup": {
+        "input":  lambda i, o: (1/i,    1,              o,   1),
+        "output": lambda i, o: (1,      1/i,            i,   1),
+        "hidden": lambda i, o: (1/i,    1,              1,   1/i)},
+    "mup-table9": {
+        "input":  lambda i, o: (1/o,    math.sqrt(o),   1,   1/math.sqrt(o)),
+        "output": lambda i, o: (1/i,    1/math.sqrt(i), 1,   1/math.sqrt(i)),
+        "hidden": lambda i, o: (1/i,    1,              1,   1/i)},
+}
+# All widths of the paper grow together, by a factor of 9 here; data does not grow.
+GROWN = {"input": Size(1, 9), "output": Size(9, 1), "hidden": Size(9, 9)}
 
 
-@pytest.mark.parametrize("table, moves", [
-    (MUP_TABLE8, {"output": PER_IN}),
-    (MUP_TABLE9, {"output": PER_ROOT_IN, "embedding": ROOT_OUT, "input": ROOT_OUT, "vector": ROOT_OUT}),
+@pytest.mark.parametrize("role", GROWN)
+@pytest.mark.parametrize("param", PAPER)
+def test_every_table_has_the_numbers_that_the_paper_prints(param, role):
+    rule, size = PARAMETRIZATIONS[param].rules[role], GROWN[role]
+    cells = (rule.init.at(size)**2, *(cell.at(size) for cell in (rule.mult, rule.sgd, rule.adamw)))
+    assert cells == pytest.approx(PAPER[param][role](size.fan_in, size.fan_out), rel=1e-14)
+
+
+# The same as powers, where unequal ratios count too: init std, multiplier, SGD lr, Adam lr.
+# NTK as in arXiv:2011.14522; its Adam column is that of the same limit.
+CELLS = {
+    "sp": {"input": ("1", "1", "1", "1"),
+           "output": ("1/√fan_in", "1", "1", "1"),
+           "hidden": ("1/√fan_in", "1", "1", "1")},
+    "ntk": {"input": ("1", "1", "1", "1/√fan_out"),
+            "output": ("1", "1/√fan_in", "1", "1/√fan_in"),
+            "hidden": ("1", "1/√fan_in", "1", "1/√fan_in/√fan_out")},
+    "mup-table3": {"input": ("1", "1", "fan_out", "1"),
+                   "output": ("1/fan_in", "1", "1/fan_in", "1/fan_in"),
+                   "hidden": ("1/√fan_in", "1", "fan_out/fan_in", "1/fan_in")},
+    "mup": {"input": ("1", "1", "fan_out", "1"),
+            "output": ("1", "1/fan_in", "fan_in", "1"),
+            "hidden": ("1/√fan_in", "1", "fan_out/fan_in", "1/fan_in")},
+    "mup-table9": {"input": ("1/√fan_out", "√fan_out", "1", "1/√fan_out"),
+                   "output": ("1/√fan_in", "1/√fan_in", "1", "1/√fan_in"),
+                   "hidden": ("1/√fan_in", "1", "fan_out/fan_in", "1/fan_in")},
+}
+
+
+@pytest.mark.parametrize("param", BASED)
+def test_every_cell_is_the_literal_power(param):
+    rules = PARAMETRIZATIONS[param].rules
+    for role, cells in CELLS[param].items():
+        assert tuple(map(str, rules[role])) == cells
+    assert rules["embedding"] == rules["input"] == rules["vector"]   # "input weights & all biases"
+    assert set(rules["scalar"]) == {ONE}
+
+
+@pytest.mark.parametrize("table, thetas", [
+    (MUP, {"output": PER_IN}),
+    (MUP_TABLE9, {"output": PER_ROOT_IN, "embedding": ROOT_OUT, "input": ROOT_OUT,
+                  "vector": ROOT_OUT}),
 ], ids=["table 8", "table 9"])
 @pytest.mark.parametrize("role", MUP_TABLE3)
-def test_tables_8_and_9_are_table_3_shifted_by_the_moves_of_the_paper(table, moves, role):
-    assert table[role] == shifted(MUP_TABLE3[role], moves.get(role, ONE))          # as exponents: exactly
-    assert (table[role] == MUP_TABLE3[role]) == (role not in moves)
+def test_tables_8_and_9_are_table_3_shifted(table, thetas, role):
+    assert table[role] == shifted(MUP_TABLE3[role], thetas.get(role, ONE))
+    assert (table[role] == MUP_TABLE3[role]) == (role not in thetas)
 
 
 def test_tied_row_of_table_9_is_that_of_table_8_shifted():
-    assert MUP_TABLE9["tied"] == shifted(MUP_TABLE8["tied"], ROOT_OUT)
+    assert MUP_TABLE9["tied"] == shifted(MUP["tied"], ROOT_OUT)
     readouts = [PARAMETRIZATIONS[param].tied_readout for param in ("mup", "mup-table9")]
     assert readouts[1] == readouts[0].times(ROOT_OUT)
 
 
 def test_a_tied_matrix_is_both_an_embedding_and_a_readout_of_its_table():
-    for table in (MUP_TABLE8, MUP_TABLE9):
+    for table in (MUP, MUP_TABLE9):
         assert table["tied"] == table["embedding"]
-        # its readout is x @ w.T: what is fan_out for the lookup is fan_in there
-        assert {q: getattr(table["output"], q)[0] for q in ("init", "adamw")} == {q: getattr(table["tied"], q)[1] for q in ("init", "adamw")}
+        # the readout is x @ w.T, so its fan_in is the fan_out of the lookup
+        for cell in ("init", "adamw"):
+            assert getattr(table["output"], cell).fan_in == getattr(table["tied"], cell).fan_out
 
 
-def test_shifts_compose_and_their_inverse_brings_back():
+# The abc-symmetry
+
+def test_shifts_compose_and_have_an_inverse():
     rule, theta, other = MUP_TABLE3["hidden"], Power(1, -1/2), Power(-1/4, 2)
     assert shifted(shifted(rule, theta), other) == shifted(rule, theta.times(other))
-    assert shifted(shifted(rule, theta), theta.to_the(-1)) == rule
+    assert shifted(shifted(rule, theta), ONE.over(theta)) == rule
 
 
-@pytest.mark.parametrize("param", ALL)
-def test_what_a_shift_leaves_alone_is_the_effective_weight_and_its_update(param):
-    for role, rule in PARAMETRIZATIONS[param].rules.items():
+@pytest.mark.parametrize("param", PARAMETRIZATIONS)
+def test_a_shift_changes_neither_the_effective_weight_nor_its_update(param):
+    for rule in PARAMETRIZATIONS[param].rules.values():
         moved = shifted(rule, Power(1/2, -1))
-        for r in (rule, moved):
-            assert r.mult.times(r.lr("muon")) == Power(-1/2, 1/2)                  # the spectral condition, in every form
         assert moved.mult.times(moved.init) == rule.mult.times(rule.init)
-        assert moved.mult.to_the(2).times(moved.sgd) == rule.mult.to_the(2).times(rule.sgd)
+        # C for a gradient that has the factor A once, and moves a weight that has it again
+        assert (moved.mult.times(moved.mult).times(moved.sgd)
+                == rule.mult.times(rule.mult).times(rule.sgd))
         assert moved.mult.times(moved.adamw) == rule.mult.times(rule.adamw)
-        assert moved.eps.times(moved.mult.to_the(-1)) == rule.eps.times(rule.mult.to_the(-1))
+        assert moved.mult.times(moved.muon) == rule.mult.times(rule.muon)
+        assert moved.eps.over(moved.mult) == rule.eps.over(rule.mult)
 
 
-# What the papers print, per role: init std, multiplier, SGD lr, Adam lr. (arXiv:2203.03466, Tables 3, 8, 9; FORMULAS §2.2.)
-PRINTED = {
-    "mup-table3": {"input": ("1", "1", "fan_out", "1"), "output": ("1/fan_in", "1", "1/fan_in", "1/fan_in"),
-                   "hidden": ("1/√fan_in", "1", "fan_out/fan_in", "1/fan_in")},
-    "mup": {"input": ("1", "1", "fan_out", "1"), "output": ("1", "1/fan_in", "fan_in", "1"),
-            "hidden": ("1/√fan_in", "1", "fan_out/fan_in", "1/fan_in")},
-    "mup-table9": {"input": ("1/√fan_out", "√fan_out", "1", "1/√fan_out"), "output": ("1/√fan_in", "1/√fan_in", "1", "1/√fan_in"),
-                   "hidden": ("1/√fan_in", "1", "fan_out/fan_in", "1/fan_in")},
-    "sp": {"input": ("1", "1", "1", "1"), "output": ("1/√fan_in", "1", "1", "1"), "hidden": ("1/√fan_in", "1", "1", "1")},
-    "ntk": {"input": ("1", "1", "1", "1/√fan_out"), "output": ("1", "1/√fan_in", "1", "1/√fan_in"),
-            "hidden": ("1", "1/√fan_in", "1", "1/fan_in")},
+# What is derived: ε, Muon's column, the tied readout
+
+ALIKE = "embedding", "input", "vector", "tied"
+SQUARE = "√fan_out/√fan_in"      # the spectral condition for A = 1
+DERIVED = {   # parametrization → role → (ε, Muon's C·s)
+    "sp": dict.fromkeys(ALIKE, ("1", SQUARE)) | {
+        "hidden": ("1", SQUARE), "output": ("1", SQUARE), "scalar": ("1", SQUARE),
+        "tied": ("1", "1/√fan_in")},
+    "ntk": dict.fromkeys(ALIKE, ("1/√fan_out", SQUARE)) | {
+        "hidden": ("1/√fan_in/√fan_out", "√fan_out"), "output": ("1/√fan_in", "√fan_out"),
+        "scalar": ("1", SQUARE)},
+    "mup": dict.fromkeys(ALIKE, ("1/fan_out", SQUARE)) | {
+        "hidden": ("1/fan_out", SQUARE), "output": ("1/fan_in", "√fan_in·√fan_out"),
+        "scalar": ("1", SQUARE)},
+    "mup-table3": dict.fromkeys(ALIKE[:-1], ("1/fan_out", SQUARE)) | {
+        "hidden": ("1/fan_out", SQUARE), "output": ("1", SQUARE), "scalar": ("1", SQUARE)},
+    "mup-table9": dict.fromkeys(ALIKE, ("1/√fan_out", "1/√fan_in")) | {
+        "hidden": ("1/fan_out", SQUARE), "output": ("1/√fan_in", "√fan_out"),
+        "scalar": ("1", SQUARE)},
+    "umup": {"embedding": ("1", SQUARE), "input": ("1", "√fan_out"), "hidden": ("1", "√fan_out"),
+             "output": ("1", "√fan_in·√fan_out"), "vector": ("1", SQUARE), "scalar": ("1", SQUARE)},
 }
-# And ε after the root, FORMULAS §2.6. SP leaves it alone.
-PRINTED_EPS = {
-    "mup-table3": {"input": "1/fan_out", "hidden": "1/fan_in", "output": "1"},
-    "mup": {"input": "1/fan_out", "hidden": "1/fan_in", "output": "1/fan_in"},
-    "mup-table9": {"input": "1/√fan_out", "hidden": "1/fan_in", "output": "1/√fan_in"},
-    "sp": {"input": "1", "hidden": "1", "output": "1"}}
 
 
-@pytest.mark.parametrize("param", ALL)
-def test_cells_are_those_the_papers_print(param):
+@pytest.mark.parametrize("param", PARAMETRIZATIONS)
+def test_derived_cells_of_every_rule_are_the_literal_ones(param):
     rules = PARAMETRIZATIONS[param].rules
-    for role, printed in PRINTED[param].items():
-        assert tuple(map(str, rules[role][:4])) == printed
-    for role, printed in PRINTED_EPS.get(param, {}).items():
-        assert str(rules[role].eps) == printed
-    assert rules["embedding"] == rules["input"] == rules["vector"]                 # "input weights & all biases"
-    assert set(rules["scalar"]) == {ONE}
+    assert {role: (str(rule.eps), str(rule.muon)) for role, rule in rules.items()} == DERIVED[param]
 
 
-# ── three tables, one training run ───────────────────────────────────────────────────────────────────────────────────
+TIED_READOUTS = {"sp": "1", "ntk": "1/√fan_out", "mup": "1/fan_out", "mup-table9": "1/√fan_out"}
 
-# A width three times the base's, so that rounding differs between the forms; biases and gains, so that all roles occur.
-TRANSFORMER = Config(width=24, head_dim=8, depth=2, base_width=8, base_head_dim=4, base_depth=1, gains=True, biases=True,
-                     batch=2, seq=6, dtype="float64")
+
+@pytest.mark.parametrize("param", PARAMETRIZATIONS)
+def test_derived_multiplier_of_a_tied_readout_is_the_literal_one(param):
+    table = PARAMETRIZATIONS[param]
+    assert ("tied" in table.rules) == (param in TIED_READOUTS)
+    if param in TIED_READOUTS:
+        assert str(table.tied_readout) == TIED_READOUTS[param]
+
+
+@pytest.mark.parametrize("rule, cells", [   # branch, SGD, AdamW, ε, Muon
+    (DEPTH_RULES["none"], ("1", "1", "1", "1", "1")),
+    (DEPTH_RULES["depth-mup"], ("1/√depth", "1", "1/√depth", "1/√depth", "1/√depth")),
+    (DEPTH_RULES["completep"], ("1/depth", "depth", "1", "1/depth", "1")),
+    (U_MUP_DEPTH, ("1", "1/√depth", "1/√depth", "1", "1/√depth")),
+], ids=[*DEPTH_RULES, "umup"])
+def test_every_cell_of_a_depth_rule_is_the_literal_power(rule, cells):
+    assert tuple(map(str, (*rule, rule.eps, rule.muon))) == cells
+
+
+# Three tables, one training run
+
+# The width is three times that of the base, where the forms round differently. Biases and gains are
+# there so that every role occurs.
+TRANSFORMER = Config(width=24, head_dim=8, depth=2, base_width=8, base_head_dim=4, base_depth=1,
+                     gains=True, biases=True, batch=2, seq=6, dtype="float64")
 NETS = {
     "transformer": TRANSFORMER,
-    "swiglu": replace(TRANSFORMER, ffn="swiglu"),                                  # 8/3 C in steps of 8: grows 16 → 64
+    "swiglu": replace(TRANSFORMER, ffn="swiglu"),   # its feed-forward layer grows by 4, from 16
     "completep": replace(TRANSFORMER, depth_rule="completep"),
     "mlp": Config(model="mlp", width=24, depth=2, base_width=8, batch=2, seq=6, dtype="float64"),
 }
 OPTIMIZERS = {
     "sgd": dict(optimizer="sgd", lr=1.0),
     "nesterov": dict(optimizer="sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
-    "sgd coupled": dict(optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=0.1, decay_form="coupled"),
+    "sgd coupled": dict(optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=0.1,
+                        decay_form="coupled"),
     "adamw": dict(optimizer="adamw", lr=0.03, eps=1e-3, weight_decay=0.01),
-    "adamw coupled": dict(optimizer="adamw", lr=0.03, eps=1e-3, weight_decay=0.3, decay_form="coupled"),
+    "adamw coupled": dict(optimizer="adamw", lr=0.03, eps=1e-3, weight_decay=0.3,
+                          decay_form="coupled"),
     "muon": dict(optimizer="muon", lr=0.1, adam_lr=0.03, eps=1e-3, weight_decay=0.01),
-    "muon, moonlight": dict(optimizer="muon", muon_scale="moonlight", lr=0.1, adam_lr=0.03, eps=1e-3, weight_decay=0.3, decay_form="coupled"),
+    "muon, moonlight": dict(optimizer="muon", muon_scale="moonlight", lr=0.1, adam_lr=0.03,
+                            eps=1e-3, weight_decay=0.3, decay_form="coupled"),
 }
-EXACT = 1e-10    # seen: at most 2e-13; float64's rounding, grown over the steps
+EXACT = 1e-10    # float64's rounding, grown over the steps. Seen: at most 2e-13
 
 
-def differ(config, params=MUP):
-    """How far the trajectories of several parametrizations are from that of the first, at most; and how far that one went."""
+def differ(config, params=FORMS_OF_MUP):
+    """The largest distance between the trajectory of the first parametrization and the others."""
     first, *others = (logits_after(replace(config, param=param)) for param in params)
-    assert distance(first, first[0]) > 0.05                                        # it did learn
+    assert distance(first, first[0]) > 0.05   # it did learn
     return max(distance(other, first) for other in others)
 
 
@@ -159,220 +258,135 @@ def test_mup_is_neither_sp_nor_ntk_away_from_the_base_width(optimizer):
     assert differ(config, ("mup", "sp")) > 1e-2 < differ(config, ("mup", "ntk"))
 
 
-CELLS = [(net, role, cell, optimizer)
-         for net, roles in (("transformer", ("embedding", "hidden", "output", "vector")), ("mlp", ("input", "hidden", "output", "vector")))
-         for role in roles for cell, optimizer in (("init", "adamw"), ("mult", "adamw"), ("adamw", "adamw"), ("eps", "adamw"), ("sgd", "sgd"))
-         if not (net == "mlp" and role == "vector" and cell == "init")]            # its biases start at 0: nothing to scale
+@pytest.fixture
+def uneven(monkeypatch):
+    """Feed-forward layers that grow with the square of the width: 32 at width 8, 288 at 24."""
+    monkeypatch.setattr(transformer, "ffn_width", lambda a: a.width**2 // 2)
 
 
-@pytest.mark.parametrize("net, role, cell, optimizer", CELLS)
+# The gradients of TRANSFORMER have an RMS of 0.003 to 0.11, so this ε counts in every update.
+LOUD = dict(optimizer="adamw", lr=0.03, eps=1e-2)
+
+
+def test_with_a_loud_epsilon_and_unequal_ratios_tables_3_8_and_9_still_agree(uneven):
+    assert differ(replace(TRANSFORMER, **LOUD)) < EXACT
+
+
+@pytest.mark.parametrize("role, power", [("hidden", PER_IN), ("output", ONE)])
+def test_with_a_loud_epsilon_a_table_with_another_epsilon_trains_elsewhere(
+        monkeypatch, uneven, role, power):
+    monkeypatch.setitem(MUP_TABLE9, role, with_eps(MUP_TABLE9[role], power))
+    assert differ(replace(TRANSFORMER, **LOUD)) > 1e-3   # seen: 0.04 and 0.03
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("param", PARAMETRIZATIONS)
+def test_adamw_with_an_epsilon_far_above_all_gradients_is_sgd(uneven, param, net):
+    """Then Adam's step is lr·g/ε, so the cells C_adam/ε and C_sgd have to be equal."""
+    assert drowned(param, net) < 1e-9   # g/ε is at most about 1e-10. Seen: 3e-10
+
+
+@pytest.mark.parametrize("param, wrong", [
+    ("mup", with_eps(MUP["hidden"], PER_IN)),
+    ("ntk", with_eps(PARAMETRIZATIONS["ntk"].rules["hidden"], PER_IN)),
+    ("sp", with_eps(PARAMETRIZATIONS["sp"].rules["hidden"], PER_IN))])
+def test_with_an_epsilon_of_one_over_fan_in_it_is_not(monkeypatch, uneven, param, wrong):
+    monkeypatch.setitem(PARAMETRIZATIONS[param].rules, "hidden", wrong)
+    assert drowned(param, "transformer") > 1e-3   # seen: at least 0.07
+
+
+def drowned(param, net):
+    """How far AdamW with an ε of 1e10, and no momentum, is from SGD."""
+    config, eps = normalised(replace(NETS[net], param=param)), 1e10
+    lr = 1e-3 if param == "umup" else 0.1   # u-μP's gradients are larger
+    sgd = logits_after(replace(config, optimizer="sgd", lr=lr))
+    adamw = logits_after(replace(config, optimizer="adamw", lr=lr * eps, eps=eps,
+                                 betas=(0.0, 0.99)))
+    assert distance(sgd, sgd[0]) > 0.01
+    return distance(adamw, sgd)
+
+
+WRONG_CELLS = [
+    (net, role, cell, optimizer)
+    for net, roles in (("transformer", ("embedding", "hidden", "output", "vector")),
+                       ("mlp", ("input", "hidden", "output", "vector")))
+    for role in roles
+    for cell, optimizer in (("init", "adamw"), ("mult", "adamw"), ("adamw", "adamw"),
+                            ("eps", "adamw"), ("sgd", "sgd"))
+    if (net, role, cell) != ("mlp", "vector", "init")]   # its biases start at 0: nothing to scale
+
+
+@pytest.mark.parametrize("net, role, cell, optimizer", WRONG_CELLS)
 def test_one_wrong_cell_breaks_the_equivalence(monkeypatch, net, role, cell, optimizer):
-    wrong = getattr(MUP_TABLE9[role], cell).times(Power(fan_out=1/2) if role != "output" else Power(fan_in=1/2))
-    monkeypatch.setitem(MUP_TABLE9, role, MUP_TABLE9[role]._replace(**{cell: wrong}))
-    assert differ(replace(NETS[net], **OPTIMIZERS[optimizer])) > 1e-4              # seen: at least 5e-4
+    rule = MUP_TABLE9[role]
+    # ε is derived: a wrong C keeps the right ε, and the other way round
+    wrong = {"eps": rule.eps} | rule._asdict()
+    wrong[cell] = wrong[cell].times(PER_ROOT_IN if role == "output" else ROOT_OUT)
+    eps = wrong.pop("eps")
+    monkeypatch.setitem(MUP_TABLE9, role, with_eps(Rule(**wrong), eps))
+    assert differ(replace(NETS[net], **OPTIMIZERS[optimizer])) > 1e-4   # seen: at least 4.7e-4
 
 
 def test_clipping_the_norm_of_the_plain_gradients_breaks_the_equivalence(monkeypatch):
-    config = replace(TRANSFORMER, clip=0.1, **OPTIMIZERS["sgd"])
-    right = optim.clip
-    monkeypatch.setattr(optim, "clip", lambda grads, rows, most: right(grads, [row._replace(mult=1.0) for row in rows], most))
+    config, right = replace(TRANSFORMER, clip=0.1, **OPTIMIZERS["sgd"]), optim.clip
+
+    def of_plain_gradients(grads, rows, most):
+        right(grads, [row._replace(mult=1.0) for row in rows], most)
+    monkeypatch.setattr(optim, "clip", of_plain_gradients)
     assert differ(config) > 1e-3
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("param", ["sp", "ntk", "mup"])
-def test_any_shift_of_any_rule_trains_alike(monkeypatch, param, optimizer):
+def test_any_shift_of_any_rule_trains_alike(monkeypatch, uneven, param, optimizer, tied):
     """The abc-symmetry, with a factor per role that no table has."""
-    rng = np.random.default_rng(0)
-    thetas = {role: Power(*rng.uniform(-1, 1, 2)) for role in PARAMETRIZATIONS[param].rules}
-    for tied in (False, True):
-        table = PARAMETRIZATIONS[param]
-        readout = table.tied_readout.times(Power(fan_out=thetas["tied"].fan_out))
-        moved = Parametrization("moved", {role: shifted(rule, thetas[role]) for role, rule in table.rules.items()}, table.attention, readout)
-        monkeypatch.setitem(PARAMETRIZATIONS, "moved", moved)
-        config = replace(TRANSFORMER, tied=tied, clip=0.1, **OPTIMIZERS[optimizer])
-        assert differ(config, (param, "moved")) < EXACT
-    assert thetas["tied"].fan_out and moved.rules != table.rules
+    config = replace(TRANSFORMER, param=param, tied=tied, clip=0.1, **OPTIMIZERS[optimizer])
+    start = logits_after(config)
+    rng, table = np.random.default_rng(0), PARAMETRIZATIONS[param]
+    thetas = {role: Power(*rng.uniform(-1, 1, 2)) for role in table.rules}
+    moved = Parametrization("moved", {role: shifted(rule, thetas[role])
+                                      for role, rule in table.rules.items()}, table.attention)
+    # a tied readout has the tied row's θ, since it reads the same matrix
+    assert moved.tied_readout.over(table.tied_readout) == pytest.approx(thetas["tied"])
+    monkeypatch.setitem(PARAMETRIZATIONS, param, moved)
+    assert distance(start, start[0]) > 0.05   # it did learn
+    assert distance(logits_after(config), start) < EXACT
 
 
-# ── at the base width, all are one ───────────────────────────────────────────────────────────────────────────────────
+# At the base width, all are one
 
-BASE = Config(width=8, head_dim=4, depth=2, base_width=8, base_head_dim=4, base_depth=2, batch=2, seq=6)
+BASE_NET = Config(width=8, head_dim=4, depth=2, base_width=8, base_head_dim=4, base_depth=2,
+                  batch=2, seq=6)
+BASE_MLP = Config(model="mlp", width=8, base_width=8, depth=2, batch=2, seq=6)
 
 
-@pytest.mark.parametrize("options", [
-    {}, dict(gains=True, biases=True), dict(tied=True), dict(ffn="swiglu", depth_rule="completep"),
-    dict(model="mlp", head_dim=32, base_head_dim=32),
-    dict(tied=True, embed_mult=3.0, output_mult=2.0, attn_mult=0.5, init_scale=0.7)])
+@pytest.mark.parametrize("config", [
+    BASE_NET, replace(BASE_NET, gains=True, biases=True), replace(BASE_NET, tied=True),
+    replace(BASE_NET, ffn="swiglu", depth_rule="completep"), BASE_MLP,
+    replace(BASE_NET, tied=True, embed_mult=3.0, output_mult=2.0, attn_mult=0.5, init_scale=0.7),
+], ids=["plain", "gains and biases", "tied", "swiglu, completep", "mlp", "multipliers"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw coupled"])
-def test_at_the_base_width_every_parametrization_is_sp_to_the_last_bit(options, optimizer):
-    config = replace(BASE, **options, **OPTIMIZERS[optimizer])
+def test_at_the_base_width_every_parametrization_is_sp_to_the_last_bit(config, optimizer):
+    config = replace(config, **OPTIMIZERS[optimizer])
     sp = build(complete(replace(config, param="sp")))
     start = logits_after(replace(config, param="sp"), steps=3)
-    for param in ALL:
-        if param == "mup-table3" and config.tied:
-            continue
+    for param in set(BASED) - ({"mup-table3"} if config.tied else set()):
         network = build(complete(replace(config, param=param)))
         assert network.rows == sp.rows and network.scales == sp.scales
         assert np.array_equal(logits_after(replace(config, param=param), steps=3), start)
 
 
-@pytest.mark.parametrize("param", ["ntk", *MUP])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
-def test_away_from_the_base_width_they_differ(param, optimizer):
-    specs = [Spec("hidden", "hidden", (32, 32), (8, 8)), Spec("output", "output", (32, 256), (8, 256)), Spec("bias", "vector", (32,), (8,))]
-    assert resolve(specs, param, optimizer) != resolve(specs, "sp", optimizer)
+# Printing
 
+def plain_text(latex):
+    """LaTeX as the text that it was made from."""
+    for tex, plain in ((r"$\sqrt{\mathrm{fan\_out}}$", "√fan_out"),
+                       (r"$\sqrt{\mathrm{fan\_in}}$", "√fan_in"), (r"$\varepsilon$", "ε"),
+                       (r"$\times$", "×"), (r"$\cdot$", "·"), (r"\_", "_"), (r" \hline", "")):
+        latex = latex.replace(tex, plain)
+    return latex
 
-# ── sources ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-VOCAB = 256
-MUP_PACKAGE = [    # base d = 16, d_ff = 64; target d = 64, d_ff = 512
-    Spec("up", "hidden", (64, 512), (16, 64)), Spec("down", "hidden", (512, 64), (64, 16)),
-    Spec("embedding", "embedding", (VOCAB, 64), (VOCAB, 16)), Spec("norm", "vector", (64,), (16,)), Spec("down.bias", "vector", (64,), (16,)),
-    Spec("readout", "output", (64, VOCAB), (16, VOCAB)), Spec("up.bias", "vector", (512,), (64,)),
-    Spec("readout.bias", "scalar", (VOCAB,), (VOCAB,))]
-
-
-@pytest.mark.parametrize("optimizer, wanted", [
-    ("adamw", {"up": (0.25, 0.4), "down": (0.125, 0.8)}
-     | dict.fromkeys(("embedding", "norm", "down.bias", "readout", "up.bias", "readout.bias"), (1, 0.1))),
-    ("sgd", {"up": (2, 0.05), "down": (0.5, 0.2), "up.bias": (8, 0.0125), "readout.bias": (1, 0.1)}
-     | dict.fromkeys(("embedding", "norm", "down.bias", "readout"), (4, 0.025)))])
-def test_learning_rates_and_weight_decays_are_those_of_the_mup_package(optimizer, wanted):
-    """What MuAdamW and MuSGD of microsoft/mup give to the same shapes with lr 1 and weight decay 0.1."""
-    rows = resolve(MUP_PACKAGE, "mup", optimizer, Hyperparameters(lr=1, weight_decay=0.1, decay_form="coupled"))
-    assert {row.name: (row.lr, row.weight_decay) for row in rows} == {name: pytest.approx(pair, rel=1e-15) for name, pair in wanted.items()}
-
-
-def test_multiplier_and_initialisation_of_a_readout_are_those_of_the_mup_package():
-    rows = {row.name: row for row in resolve(MUP_PACKAGE, "mup")}
-    assert rows["readout"].mult == 1 / 4 and rows["readout.bias"].mult == 1        # MuReadout does not divide its bias
-    assert rows["readout"].std == 1 / math.sqrt(16)                                # 1/√64, rescaled by 2
-    assert rows["up"].std == 1 / math.sqrt(64) and rows["down"].std == pytest.approx(1 / math.sqrt(512), rel=1e-15)
-
-
-@pytest.mark.parametrize("rule, alpha", [("depth-mup", 1/2), ("completep", 1)])
-def test_depth_rules_are_table_1_of_completep(rule, alpha):
-    specs = [Spec("inside", "hidden", (32, 32), (8, 8), in_branch=True), Spec("outside", "hidden", (32, 32), (8, 8))]
-    m, deep = 4, 9
-    for optimizer, power in (("adamw", alpha - 1), ("sgd", 2 * alpha - 1), ("muon", alpha - 1)):
-        inside, outside = resolve(specs, "mup", optimizer, depth_ratio=deep, depth_rule=rule)
-        plain = resolve(specs, "mup", optimizer)[0]
-        assert outside == plain._replace(name="outside")                           # depth counts inside a branch only
-        assert inside.lr == pytest.approx(plain.lr * deep**power, rel=1e-15)
-        assert inside.eps == pytest.approx(plain.eps * deep**-alpha, rel=1e-15) and plain.eps == 1e-8 / m
-        assert (inside.std, inside.mult) == (plain.std, plain.mult)
-    assert DEPTH_RULES[rule].branch.at(Size(depth=deep)) == pytest.approx(deep**-alpha, rel=1e-15)
-
-
-def test_attention_is_scaled_by_the_root_of_the_head_dimension_in_sp_and_by_itself_in_mup():
-    for d in (8, 32, 128):
-        for param in ("sp", "ntk"):
-            assert attention_scale(param, d, 32) == pytest.approx(1 / math.sqrt(d), rel=1e-15)
-        for param in MUP:
-            assert attention_scale(param, d, 32) == pytest.approx(math.sqrt(32) / d, rel=1e-15)
-    assert attention_scale("mup", 64, 64) == 8 / 64                                # "8/d" of the mup package's README
-
-
-# ── weight decay ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-def rows_at(width, param="mup", optimizer="adamw", **options):
-    """Rows by name over the base width 16, with a feed-forward layer that grows twice as much as the width, 64 → 8 · width."""
-    ffn = 64 if width == 16 else 8 * width
-    specs = [Spec("embedding", "embedding", (VOCAB, width), (VOCAB, 16)), Spec("square", "hidden", (width, width), (16, 16)),
-             Spec("up", "hidden", (width, ffn), (16, 64)), Spec("down", "hidden", (ffn, width), (64, 16)),
-             Spec("output", "output", (width, VOCAB), (16, VOCAB)), Spec("bias", "vector", (width,), (16,))]
-    return {row.name: row for row in resolve(specs, param, optimizer, Hyperparameters(**options))}
-
-
-def shrinkage(param, optimizer, form, width, forgets_lambda=False):
-    """What one step with gradients of zero takes off each parameter, seen on the parameters themselves."""
-    config = complete(replace(TRANSFORMER, param=param, optimizer=optimizer, lr=0.5, weight_decay=0.1, decay_form=form, width=width))
-    network = build(config)
-    rows = network.rows
-    if forgets_lambda:
-        rows = [row._replace(shrink=row.lr * config.weight_decay) for row in rows]
-    params = {row.name: np.ones(row.shape) for row in rows}
-    optim.Optimizer(rows, params, config).step(params, {name: np.zeros_like(w) for name, w in params.items()}, 0, 1.0)
-    return {name: 1 - w.mean() for name, w in params.items()}
-
-
-@pytest.mark.parametrize("form, wanted", [("independent", 0.1), ("coupled", 0.05)])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("param", ALL)
-def test_weight_decay_takes_off_the_same_part_at_every_width(param, optimizer, form, wanted):
-    for width in (8, 64):
-        taken = shrinkage(param, optimizer, form, width)
-        assert list(taken.values()) == pytest.approx([wanted] * len(taken), rel=1e-12)
-
-
-def test_weight_decay_multiplied_by_a_scaled_lr_and_not_itself_scaled_fades_with_width():
-    """The defect of nanoGPT-mup: λ the same for all widths and lr·λ taken off."""
-    taken = [shrinkage("mup", "adamw", "coupled", width, forgets_lambda=True)["block0.query"] for width in (8, 64)]
-    assert taken[0] == pytest.approx(8 * taken[1], rel=1e-12)
-
-
-def test_independent_weight_decay_does_not_feel_the_learning_rate():
-    for lr in (1e-3, 1.0):
-        assert {row.shrink for row in rows_at(64, lr=lr, weight_decay=0.1).values()} == {0.1}
-        coupled = rows_at(64, lr=lr, weight_decay=0.1, decay_form="coupled").values()
-        assert [row.shrink for row in coupled] == pytest.approx([0.1 * lr] * len(coupled), rel=1e-15)
-
-
-# ── Muon's column ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-@pytest.mark.parametrize("scale, exponent", [("spectral", 0), ("keller", 0), ("moonlight", -1/2)])
-@pytest.mark.parametrize("param", ["sp", *MUP])
-def test_muons_learning_rate_of_a_square_hidden_matrix_is_the_formula(param, scale, exponent):
-    base, wide = (rows_at(width, param, "muon", muon_scale=scale)["square"] for width in (16, 256))
-    assert base.lr == Hyperparameters().lr                         # the user's lr is the factor on s·O at the base
-    assert wide.lr / base.lr == pytest.approx(16**exponent, rel=1e-15)
-
-
-@pytest.mark.parametrize("name", ["square", "up", "down"])
-@pytest.mark.parametrize("param", ALL)
-def test_muons_whole_step_is_the_same_power_of_width_whatever_the_shape_factor(param, name):
-    """lr · s over its value at the base is C·s = √(fan_out/fan_in)/A: no rule counts a width twice, also where ratios differ."""
-    for scale in SHAPE_FACTORS:
-        base, wide = (rows_at(width, param, "muon", muon_scale=scale)[name] for width in (16, 256))
-        m_in, m_out = (here / there for here, there in zip(wide.shape, base.shape))
-        growth = wide.lr * wide.shape_factor / (base.lr * base.shape_factor)
-        assert growth * wide.mult == pytest.approx(math.sqrt(m_out / m_in), rel=1e-14)
-        assert wide.shape_factor == SHAPE_FACTORS[scale](*wide.shape)
-
-
-def test_shape_factors_are_those_of_their_sources():
-    """FORMULAS §5.3, on (fan_in, fan_out), one matrix wider than tall and its transpose."""
-    assert {name: (s(64, 256), s(256, 64)) for name, s in SHAPE_FACTORS.items()} == {
-        "spectral": (2, 0.5), "keller": (2, 1), "moonlight": (3.2, 3.2), "none": (1, 1)}
-
-
-def test_muon_takes_the_hidden_matrices_and_leaves_the_rest_to_adamw():
-    rows = rows_at(256, "mup", "muon", lr=0.5, adam_lr=0.01)
-    assert {name for name, row in rows.items() if row.optimizer == "muon"} == {"square", "up", "down"}
-    adamw = rows_at(256, "mup", "adamw", lr=0.01)
-    assert all(rows[name] == adamw[name] for name in ("embedding", "output", "bias"))
-    assert rows_at(256, "mup", "muon", lr=0.5)["output"].lr == 0.5                 # without an lr of their own they share
-
-
-# ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-@pytest.mark.parametrize("param", ALL)
-def test_a_role_without_a_rule_is_an_error_that_names_the_parameter(param):
-    for role in ("", "hiden", "Hidden"):
-        with pytest.raises(ValueError, match=rf"(?s)block7\.query.*{role!r}.*hidden"):
-            resolve([Spec("block7.query", role, (8, 8), (8, 8))], param)
-
-
-def test_tied_embeddings_in_table_3_are_an_error_that_says_where_they_can_be():
-    with pytest.raises(ValueError, match="embedding.*'tied'.*tie embeddings under sp, ntk, mup or mup-table9"):
-        build(complete(replace(TRANSFORMER, tied=True, param="mup-table3")))
-    for param in set(ALL) - {"mup-table3"}:
-        build(complete(replace(TRANSFORMER, tied=True, param=param)))
-
-
-# ── printing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 def parsed(text, format):
     """A rendered table as a list of rows of cells, the header first."""
@@ -382,35 +396,54 @@ def parsed(text, format):
     if format == "csv":
         return list(csv.reader(io.StringIO(text)))
     if format == "latex":
-        for tex, plain in ((r"$\sqrt{\mathrm{fan\_out}}$", "√fan_out"), (r"$\sqrt{\mathrm{fan\_in}}$", "√fan_in"), (r"$\varepsilon$", "ε"),
-                           (r"$\times$", "×"), (r"$\cdot$", "·"), (r"\_", "_"), (r" \hline", "")):
-            text = text.replace(tex, plain)
-        return [line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if " & " in line]
+        return [line.removesuffix(r" \\").split(" & ")
+                for line in plain_text(text).splitlines() if " & " in line]
     lines = [line.strip("|") for line in text.splitlines()]
     return [[cell.strip() for cell in line.split("|")] for i, line in enumerate(lines) if i != 1]
 
 
-TABLES = {f"symbolic {param}": symbolic(param) for param in ALL} | {
-    f"resolved {param}": resolved(build(complete(replace(TRANSFORMER, param=param))).rows) for param in ALL}
+RUNS = {param: resolved(complete(normalised(replace(TRANSFORMER, param=param, optimizer="muon"))))
+        for param in PARAMETRIZATIONS}
+TABLES = {f"symbolic {param}": symbolic(param) for param in PARAMETRIZATIONS} | {
+    f"resolved {param}": columns(run["parameters"]) for param, run in RUNS.items()}
+
+
+def test_symbolic_tables_have_a_column_for_every_cell():
+    hidden, = (record for record in symbolic("mup") if record["role"] == "hidden")
+    assert {key: str(cell) for key, cell in hidden.items()} == {
+        "role": "hidden", "init": "1/√fan_in", "mult": "1", "sgd": str(OUT_PER_IN),
+        "adamw": "1/fan_in", "eps": "1/fan_out", "muon": SQUARE}
+    heading = render([hidden]).splitlines()[0]
+    assert [cell.strip() for cell in heading.strip("|").split("|")] == [
+        "role", "init std", "multiplier", "SGD lr", "AdamW lr", "AdamW ε", "Muon lr·s"]
+
+
+def test_symbolic_cells_are_exponents_in_json():
+    hidden, = (r for r in json.loads(render(symbolic("mup"), "json")) if r["role"] == "hidden")
+    assert hidden == {"role": "hidden", "init": {"fan_in": -0.5}, "mult": {},
+                      "sgd": {"fan_in": -1, "fan_out": 1}, "adamw": {"fan_in": -1},
+                      "eps": {"fan_out": -1}, "muon": {"fan_in": -0.5, "fan_out": 0.5}}
 
 
 @pytest.mark.parametrize("format", ["markdown", "json", "csv", "latex"])
 @pytest.mark.parametrize("table", TABLES)
 def test_a_printed_table_reads_back_as_the_same_cells(table, format):
-    header, *rows = parsed(render(TABLES[table], format), format)
+    header, *rows = parsed(render(TABLES[table], format, {}), format)
     assert header == list(TABLES[table][0]) and len(rows) == len(TABLES[table])
     for row, record in zip(rows, TABLES[table]):
         for cell, original in zip(row, record.values(), strict=True):
-            if isinstance(original, str) or format == "json":
+            if isinstance(original, Power):
+                assert cell == (str(original) if format != "json" else {
+                    key: x for key, x in original._asdict().items() if x})
+            elif isinstance(original, str) or format == "json":
                 assert cell == original
-            else:
-                assert float(cell) == pytest.approx(original, rel=5e-4)            # four digits
+            else:                                          # all digits, also of lists
+                assert (json.loads(cell) if cell else None) == original
 
 
-@pytest.mark.parametrize("param", ALL)
-def test_markdown_columns_line_up(param):
-    for records in (symbolic(param), TABLES[f"resolved {param}"]):
-        assert len(set(map(len, render(records).splitlines()))) == 1
+@pytest.mark.parametrize("table", TABLES)
+def test_markdown_columns_line_up(table):
+    assert len(set(map(len, render(TABLES[table]).splitlines()))) == 1
 
 
 @pytest.mark.parametrize("table", TABLES)

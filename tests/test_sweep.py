@@ -1,4 +1,4 @@
-"""Sweeps: nothing that finished is lost or done twice, whatever is killed; and what is read off the results."""
+"""Sweeps: nothing is lost or done twice, whatever is killed; and what the records show."""
 import glob
 import json
 import math
@@ -10,20 +10,22 @@ import select
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
 
 import pytest
 
 import train
-from tinymup import plot, sweep
-from tinymup.network import Config, complete
+from tinymup.lab import optimum, plot, sweep
+from tinymup.lab.config import Config, complete, record_of
+from tinymup.lab.optimum import Point, curves, drift, point, report
+from tinymup.lab.results import Results
 
 ROOT = pathlib.Path(__file__).parent.parent
 ONE_THREAD = os.environ | {name: "1" for name in sweep.THREADS}
-TINY = ["--model", "mlp", "--steps", "6", "--warmup", "1", "--batch", "2", "--seq", "16", "--data", __file__]
+TINY = ["--model", "mlp", "--steps", "6", "--warmup", "1", "--batch", "2", "--seq", "16",
+        "--data", __file__]
 SIX = [*TINY, "--width", "32", "64", "--lr", "2^-7:2^-5"]
-LONG = [*TINY, "--width", "32", "--steps", "6", "7", "1000000"]   # two runs that end, and one that does not while a test lasts
-PATIENCE = 60                                                    # seconds; only a failing test waits that long
+LONG = [*TINY, "--width", "32", "--steps", "6", "7", "1000000"]   # the last outlives the test
+PATIENCE = 60   # seconds; only a failing test waits so long
 
 
 def command(arguments, out):
@@ -36,13 +38,14 @@ def command(arguments, out):
 
 
 def start(arguments, out):
-    """`python train.py` in a process of its own."""
-    return subprocess.Popen([sys.executable, ROOT / "train.py", *arguments, "--no-plot", "--out", out], env=ONE_THREAD, text=True,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    """`python train.py` in its own process."""
+    return subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *arguments, "--no-plot", "--out", out],
+        env=ONE_THREAD, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def wait_for_runs(process, count):
-    """Waits until a sweep has written this many more runs: it says so after each. Returns what it said."""
+    """Waits until a sweep has reported this many more runs. Returns the lines it printed."""
     said = []
     while sum("lr 2^" in line for line in said) < count:
         said.append(process.stderr.readline())
@@ -52,7 +55,8 @@ def wait_for_runs(process, count):
 
 def children(process):
     """Process ids of the workers."""
-    lists = [pathlib.Path(name).read_text() for name in glob.glob(f"/proc/{process.pid}/task/*/children")]
+    lists = [pathlib.Path(name).read_text()
+             for name in glob.glob(f"/proc/{process.pid}/task/*/children")]
     return [int(pid) for pid in " ".join(lists).split()]
 
 
@@ -68,27 +72,23 @@ def lines(folder):
 
 
 def outcome(records):
-    """What has to be equal between two sweeps, in no order."""
+    """What two equal sweeps have in common, whatever the order of their runs."""
     return sorted((r["key"], r["status"], r["loss"], str(r["curve"])) for r in records)
 
 
 def no_training(*args):
-    """Stands in for `Workers.train` where nothing may be trained."""
+    """Replaces `Workers.train` where nothing may be trained."""
     raise AssertionError("a finished run was trained again")
 
 
-def as_read(config):
-    """A config as it stands in the results file: lists for tuples."""
-    return json.loads(json.dumps(asdict(config)))
-
-
 def made_up(config, key="", status="done", loss=2.0):
-    """A record that no training made."""
-    return {"key": key, "status": status, "loss": loss, "config": as_read(config), "curve": []}
+    """A record without a training run, its config as JSON has it: lists for tuples."""
+    return {"key": key, "status": status, "loss": loss, "curve": [],
+            "config": json.loads(json.dumps(record_of(config)))}
 
 
 def replay(folder, monkeypatch):
-    """Lets `Workers.train` return the records of a folder; returns the list of the keys that were asked for."""
+    """Lets `Workers.train` return the records of a folder. Returns the list of requested keys."""
     asked, known = [], {record["key"]: record for record in lines(folder)}
 
     def worker(self, config, key, *_):
@@ -98,9 +98,15 @@ def replay(folder, monkeypatch):
     return asked
 
 
+def make_up(monkeypatch, status="done", loss=2.0):
+    """Lets `Workers.train` return made-up records."""
+    monkeypatch.setattr(sweep.Workers, "train", lambda self, config, key, *_:
+                        made_up(config, key, status, loss))
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of an uninterrupted sweep of six runs, one at a time, each worker with one BLAS thread."""
+    """The folder of an uninterrupted sweep of six runs, one by one, with one BLAS thread each."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as m:
         for name in sweep.THREADS:
@@ -111,20 +117,21 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copied(finished, tmp_path):
-    """A copy of that folder, to break."""
+    """A copy of that folder, to be modified."""
     (tmp_path / "results.jsonl").write_bytes((finished / "results.jsonl").read_bytes())
     return tmp_path
 
 
-needs_proc = pytest.mark.skipif(not glob.glob("/proc/self/task/*/children") or not hasattr(os, "pidfd_open"),
-                                reason="finds and awaits the workers through Linux's /proc and pidfd")
+needs_proc = pytest.mark.skipif(
+    not glob.glob("/proc/self/task/*/children") or not hasattr(os, "pidfd_open"),
+    reason="finds the workers and waits for them through Linux's /proc and pidfd")
 
 
-# ── kill -9 ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Kill -9
 
 def test_a_sweep_killed_again_and_again_equals_one_that_never_was(finished, tmp_path):
     written = b""
-    for count in random.Random(0).sample([0, 1, 2], 3):          # runs written before the next kill; 0: while it starts
+    for count in random.Random(0).sample([0, 1, 2], 3):   # runs until the kill; 0: at the start
         process = start([*SIX, "--jobs", "2"], tmp_path)
         wait_for_runs(process, count)
         process.kill()
@@ -132,11 +139,12 @@ def test_a_sweep_killed_again_and_again_equals_one_that_never_was(finished, tmp_
         process.stderr.close()
         results = tmp_path / "results.jsonl"
         now = results.read_bytes() if results.exists() else b""
-        assert now.startswith(written) and now.count(b"\n") >= written.count(b"\n") + count   # what was written stands
+        assert now.startswith(written)                    # nothing written is lost
+        assert now.count(b"\n") >= written.count(b"\n") + count
         written = now
     assert command([*SIX, "--no-plot", "--jobs", "2"], tmp_path) == 0
     keys = [record["key"] for record in lines(tmp_path)]
-    assert len(keys) == len(set(keys)) == 6                      # none lost, none twice
+    assert len(keys) == len(set(keys)) == 6               # none is missing, none is there twice
     assert outcome(lines(tmp_path)) == outcome(lines(finished))
 
 
@@ -147,8 +155,8 @@ def test_workers_end_when_the_sweep_is_killed(tmp_path):
     handles = [os.pidfd_open(pid) for pid in children(process)]
     process.kill()
     process.wait(PATIENCE)
-    assert handles                                               # the long run, at least
-    for handle in handles:                                       # readable once the process has ended
+    assert handles                    # at least the worker of the long run
+    for handle in handles:            # readable once the process has ended
         poll = select.poll()
         poll.register(handle, select.POLLIN)
         assert poll.poll(1000 * PATIENCE)
@@ -157,15 +165,18 @@ def test_workers_end_when_the_sweep_is_killed(tmp_path):
 
 
 @needs_proc
-def test_a_killed_worker_is_a_failed_run_the_sweep_goes_on_and_the_next_one_retries_that_run_only(tmp_path, monkeypatch, capsys):
+def test_a_killed_worker_is_a_failed_run_and_the_next_sweep_retries_only_that_run(
+        tmp_path, monkeypatch, capsys):
     process = start([*LONG, "--jobs", "2"], tmp_path)
     wait_for_runs(process, 1)
-    os.kill(min(children(process)), signal.SIGKILL)              # the first that was started is the longest run
+    os.kill(min(children(process)), signal.SIGKILL)   # the first that started has the longest run
     said = process.stderr.readlines()
     process.stderr.close()
-    assert process.wait(PATIENCE) == 1 and "1 of 3 runs failed" in said[-1] and "Traceback" not in "".join(said)
+    assert process.wait(PATIENCE) == 1
+    assert "1 of 3 runs failed" in said[-1] and "Traceback" not in "".join(said)
     failed, = [r for r in lines(tmp_path) if r["status"] == "failed"]
-    assert failed["reason"] == "killed by signal 9" and failed["config"]["steps"] == 1000000 and failed["loss"] is None
+    assert failed["reason"] == "killed by signal 9" and failed["loss"] is None
+    assert failed["config"]["steps"] == 1000000
     assert [r["status"] for r in lines(tmp_path)].count("done") == 2
 
     asked = []
@@ -174,7 +185,7 @@ def test_a_killed_worker_is_a_failed_run_the_sweep_goes_on_and_the_next_one_retr
         asked.append(key)
         return made_up(config, key)
     monkeypatch.setattr(sweep.Workers, "train", worker)
-    for _ in range(2):                                           # the second time nothing is left to do
+    for _ in range(2):                                # the second time nothing is left to do
         assert command([*LONG, "--no-plot"], tmp_path) == 0
     assert asked == [failed["key"]]
 
@@ -183,68 +194,74 @@ def test_ctrl_c_ends_with_one_line_and_keeps_what_is_finished(tmp_path):
     process = start([*LONG, "--jobs", "2"], tmp_path)
     wait_for_runs(process, 1)
     process.send_signal(signal.SIGINT)
-    said = [line for line in process.stderr.read().splitlines() if line and "lr 2^" not in line]
+    rest = process.stderr.read().splitlines()
+    said = [line for line in rest if line and "lr 2^" not in line]
     process.stderr.close()
-    assert process.wait(PATIENCE) == 130 and len(said) == 1 and said[0].startswith("interrupted")
+    assert process.wait(PATIENCE) == 130
+    assert len(said) == 1 and said[0].startswith("interrupted")
     assert {r["status"] for r in lines(tmp_path)} == {"done"}
 
 
-# ── workers that fail in other ways ──────────────────────────────────────────────────────────────────────────────────
+# Workers that fail in other ways
 
 def test_a_worker_that_dies_before_it_reads_its_job_is_a_failed_run(monkeypatch):
-    workers = sweep.Workers(1)
-
-    def dumps(job, encode=json.dumps):
-        for process in workers.running:
-            process.wait(PATIENCE)                               # dead before it is written to
-        return encode(job)
+    def popen(*args, start=subprocess.Popen, **kwargs):
+        process = start(*args, **kwargs)
+        process.wait(PATIENCE)        # it is dead before the job is written
+        return process
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    monkeypatch.setattr(sweep.json, "dumps", dumps)
-    record = workers.train(complete(Config()), "key", None, False)
-    assert (record["status"], record["reason"], record["key"]) == ("failed", "exit status 1", "key")
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    record = sweep.Workers(1).train(complete(Config()), "key", None, False)
+    assert (record["status"], record["key"]) == ("failed", "key")
+    assert record["reason"] == "exit status 1"
 
 
-def test_a_failed_run_gives_its_own_last_words_as_the_reason():
-    record = sweep.Workers(1).train(complete(Config(data=("/no/such/file",))), "key", None, False)
-    assert record["status"] == "failed" and "/no/such/file" in record["reason"] and "\n" not in record["reason"]
+def test_a_failed_run_has_the_last_line_of_its_error_as_the_reason():
+    config = complete(Config(data=("/no/such/file",)))
+    record = sweep.Workers(1).train(config, "key", None, False)
+    assert record["status"] == "failed"
+    assert "/no/such/file" in record["reason"] and "\n" not in record["reason"]
 
 
 def test_text_that_changes_while_a_sweep_runs_is_a_failed_run(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("before " * 200)
-    key = complete(Config(data=(str(text),))).key("digest of other bytes")
-    record = sweep.Workers(1).train(complete(Config(data=(str(text),), steps=2, warmup=1)), key, None, False)
+    config = complete(Config(data=(str(text),), steps=2, warmup=1))
+    record = sweep.Workers(1).train(config, config.key("digest of other bytes"), None, False)
     assert record["status"] == "failed" and "changed" in record["reason"]
 
 
 def test_a_failed_run_stands_in_the_table_of_its_group():
-    failed, other = (complete(Config(width=width, data=("/no/such/file",))) for width in (32, 64))
+    failed, other = (complete(Config(width=w, data=("/no/such/file",))) for w in (32, 64))
     record = sweep.Workers(1).train(failed, "key", None, False)
-    _, groups = sweep.curves([record, made_up(other)])
-    assert [(label, list(by_size)) for label, by_size in groups.items()] == [("mup", [32, 64])]
+    _, groups = curves([record, made_up(other)])
+    assert [(label, list(sizes)) for label, sizes in groups.items()] == [("mup", [32, 64])]
 
 
 def test_a_diverging_run_is_recorded_and_the_others_finish(tmp_path, capsys):
     assert command([*TINY, "--width", "32", "--lr", "2^100", "2^-6"], tmp_path) == 0
     by_lr = {r["config"]["lr"]: r for r in lines(tmp_path)}
-    assert (by_lr[2.0**100]["status"], by_lr[2.0**100]["loss"], by_lr[2**-6]["status"]) == ("diverged", None, "done")
+    bad, good = by_lr[2.0**100], by_lr[2**-6]
+    assert (bad["status"], bad["loss"], good["status"]) == ("diverged", None, "done")
     assert "no loss" in capsys.readouterr().out and (tmp_path / "plot.png").exists()
-    assert not list(tmp_path.glob("*.npz"))                      # checkpoints of finished runs are gone
+    assert not list(tmp_path.glob("*.npz"))   # checkpoints of finished runs are deleted
     for line in (tmp_path / "results.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
 @pytest.mark.parametrize("outcome, status", [("diverged", 0), ("failed", 1)])
-def test_a_sweep_without_any_loss_ends_with_its_table_and_no_plot(outcome, status, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sweep.Workers, "train", lambda self, config, key, *_: made_up(config, key, outcome, None))
+def test_a_sweep_without_any_loss_ends_with_its_table_and_no_plot(
+        outcome, status, tmp_path, monkeypatch, capsys):
+    make_up(monkeypatch, outcome, None)
     assert command(SIX, tmp_path) == status
     assert "at width 32 or 64 every run diverged or failed" in capsys.readouterr().out
     assert not (tmp_path / "plot.png").exists()
 
 
-# ── the results file ─────────────────────────────────────────────────────────────────────────────────────────────────
+# The results file
 
-def test_a_second_invocation_trains_nothing_and_remakes_table_and_plot_from_the_file_alone(copied, monkeypatch, capsys):
+def test_the_same_sweep_again_trains_nothing_and_remakes_table_and_plot_from_the_file(
+        copied, monkeypatch, capsys):
     assert command(SIX, copied) == 0
     first, _ = capsys.readouterr()
     (copied / "plot.png").unlink()
@@ -252,36 +269,41 @@ def test_a_second_invocation_trains_nothing_and_remakes_table_and_plot_from_the_
     before = (copied / "results.jsonl").read_bytes()
     assert command(SIX, copied) == 0
     assert capsys.readouterr().out == first and "log2 lr*" in first
-    assert (copied / "plot.png").exists() and (copied / "results.jsonl").read_bytes() == before
+    assert (copied / "plot.png").exists()
+    assert (copied / "results.jsonl").read_bytes() == before
 
 
 def test_more_values_of_an_axis_train_the_new_runs_only(copied, monkeypatch):
-    monkeypatch.setattr(sweep.Workers, "train", lambda self, config, key, *_: made_up(config, key))
-    assert command([*SIX, "2^-9", "--no-plot"], copied) == 0     # the last flag of SIX is --lr
-    assert [(r["config"]["width"], r["config"]["lr"]) for r in lines(copied)[6:]] == [(64, 2**-9), (32, 2**-9)]
+    make_up(monkeypatch)
+    assert command([*SIX, "2^-9", "--no-plot"], copied) == 0   # the last flag of SIX is --lr
+    new = [(r["config"]["width"], r["config"]["lr"]) for r in lines(copied)[6:]]
+    assert new == [(64, 2**-9), (32, 2**-9)]
 
 
 @pytest.mark.parametrize("cut", [1, 2, 300, "all but one byte"])
-def test_a_last_line_cut_short_is_trained_again_and_not_glued_to_the_next(cut, copied, finished, monkeypatch):
+def test_a_last_line_cut_short_is_trained_again_and_not_joined_to_the_next(
+        cut, copied, finished, monkeypatch):
     whole = (copied / "results.jsonl").read_bytes()
     last = whole.rstrip(b"\n").rindex(b"\n") + 1
-    (copied / "results.jsonl").write_bytes(whole[:last + 1] if cut == "all but one byte" else whole[:-cut])
+    part = whole[:last + 1] if cut == "all but one byte" else whole[:-cut]
+    (copied / "results.jsonl").write_bytes(part)
     trained = replay(finished, monkeypatch)
     assert command([*SIX, "--no-plot"], copied) == 0
     assert outcome(lines(copied)) == outcome(lines(finished))
-    assert len(trained) == (0 if cut == 1 else 1)                # 1: only the end of the line was lost
+    assert len(trained) == (0 if cut == 1 else 1)   # 1: only the newline was lost
 
 
-def test_a_record_after_a_lost_line_end_stands_on_its_own_line(copied, monkeypatch, finished):
+def test_a_record_after_a_lost_newline_stands_on_its_own_line(copied, monkeypatch, finished):
     (copied / "results.jsonl").write_bytes((finished / "results.jsonl").read_bytes()[:-1])
-    monkeypatch.setattr(sweep.Workers, "train", lambda self, config, key, *_: made_up(config, key))
+    make_up(monkeypatch)
     assert command([*SIX, "2^-9", "--no-plot"], copied) == 0
     assert len(lines(copied)) == 8
 
 
-def test_lines_that_are_no_records_are_passed_over(copied, monkeypatch):
+def test_lines_that_are_no_records_are_skipped(copied, monkeypatch):
     with open(copied / "results.jsonl", "ab") as file:
-        file.write(b'\n{}\n[1]\nnull\n7\n{"key": \n\xff\xfe\n')
+        file.write(b'\n{}\n[1]\nnull\n7\n{"key": \n\xff\xfe\n{"key": "k", "config": 3}\n'
+                   b'{"key": "k", "config": {"width": -1}, "corpus": "c"}\n')
     monkeypatch.setattr(sweep.Workers, "train", no_training)
     assert command([*SIX, "--no-plot"], copied) == 0
 
@@ -292,25 +314,27 @@ def test_one_run_of_a_sweep_can_be_shown_again_by_itself(copied, monkeypatch, ca
     assert "held-out loss" in capsys.readouterr().out
 
 
-# ── one line and exit status 2 ───────────────────────────────────────────────────────────────────────────────────────
+# One line and exit status 2
 
 def refusal(arguments, out, capsys):
-    """What `train.py` says where it ends with status 2: one line."""
+    """What `train.py` prints when it ends with status 2: one line."""
     capsys.readouterr()
     assert command(arguments, out) == 2
-    err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("mup ")]   # a line for each run before
+    err = [line for line in capsys.readouterr().err.splitlines()
+           if not line.startswith("mup ")]   # a line for each run before
     assert len(err) == 1
     return err[0]
 
 
 def test_a_second_sweep_in_the_same_folder_is_refused(copied, capsys):
-    first = sweep.Results(copied)
+    first = Results(copied)
     assert "another sweep" in refusal(SIX, copied, capsys)
     first.file.close()
     assert command([*SIX, "--no-plot"], copied) == 0
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
+        tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setattr(sweep.Workers, "train", no_training)
     for out in (tmp_path / "file", tmp_path / "file" / "folder"):
@@ -320,44 +344,47 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(t
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux")
 def test_a_full_disk_ends_the_sweep_in_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "results.jsonl").symlink_to("/dev/full")
-    monkeypatch.setattr(sweep.Workers, "train", lambda self, config, key, *_: made_up(config, key))
-    monkeypatch.setattr(sweep.Results, "read", lambda self: {})  # /dev/full reads as zeros without end
+    make_up(monkeypatch)
+    monkeypatch.setattr(Results, "read", lambda self: {})   # /dev/full is an endless file of zeros
     said = refusal([*SIX, "--no-plot"], tmp_path, capsys)
     assert "No space left" in said and "same command again" in said
 
 
-def test_what_a_full_disk_left_is_completed_by_the_same_command(finished, tmp_path, monkeypatch):
-    """A file-size limit stands for the disk: the third record does not fit, and a part of it is written."""
+def test_the_same_command_completes_what_a_full_disk_cut_short(finished, tmp_path, monkeypatch):
+    """A file-size limit replaces the full disk: only a part of the third record fits."""
     pytest.importorskip("resource")
-    size = 2.5 * len((finished / "results.jsonl").read_bytes()) / 6
+    size = int(2.5 * len((finished / "results.jsonl").read_bytes()) / 6)
     code = f"""import json, resource, sys, train
-from tinymup import sweep
+from tinymup.lab import sweep
 records = {{r["key"]: r for r in map(json.loads, open({str(finished / "results.jsonl")!r}))}}
 sweep.Workers.train = lambda self, config, key, checkpoint, resume: records[key]
-resource.setrlimit(resource.RLIMIT_FSIZE, ({int(size)}, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, resource.RLIM_INFINITY))
 train.main(sys.argv[1:])"""
-    process = subprocess.run([sys.executable, "-c", code, *SIX, "--no-plot", "--out", tmp_path], cwd=ROOT, env=ONE_THREAD, text=True, capture_output=True)
-    assert process.returncode == 2 and "same command again" in process.stderr.splitlines()[-1] and "Traceback" not in process.stderr
-    assert len(lines(tmp_path)) == 2 and (tmp_path / "results.jsonl").stat().st_size == int(size)
+    process = subprocess.run([sys.executable, "-c", code, *SIX, "--no-plot", "--out", tmp_path],
+                             cwd=ROOT, env=ONE_THREAD, text=True, capture_output=True)
+    assert process.returncode == 2 and "Traceback" not in process.stderr
+    assert "same command again" in process.stderr.splitlines()[-1]
+    assert len(lines(tmp_path)) == 2 and (tmp_path / "results.jsonl").stat().st_size == size
     trained = replay(finished, monkeypatch)
     assert command([*SIX, "--no-plot"], tmp_path) == 0
     assert outcome(lines(tmp_path)) == outcome(lines(finished)) and len(trained) == 4
 
 
-# ── the grid ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# The grid
 
 def test_a_grid_is_every_combination_once_the_most_work_first():
-    configs = sweep.grid(Config(), {"width": [64, 256, 128], "lr": [0.1, 0.2], "param": ["sp", "mup"]})
+    axes = {"width": [64, 256, 128], "lr": [0.1, 0.2], "param": ["sp", "mup"]}
+    configs = sweep.grid(Config(), axes)
     assert len(set(configs)) == len(configs) == 12
     assert [c.width for c in configs] == [256] * 4 + [128] * 4 + [64] * 4
     assert sweep.grid(Config(), {}) == [complete(Config())]
 
 
-# ── what the records say ─────────────────────────────────────────────────────────────────────────────────────────────
+# What the records show
 
 def points(losses):
     """The curve of {log2 lr: loss}."""
-    return [sweep.point(2.0**x, [loss]) for x, loss in sorted(losses.items())]
+    return [point(2.0**x, {0: loss}) for x, loss in sorted(losses.items())]
 
 
 def parabola(vertex, xs, curvature=0.1):
@@ -365,13 +392,15 @@ def parabola(vertex, xs, curvature=0.1):
     return points({x: 2 + curvature * (x - vertex)**2 for x in xs})
 
 
-@pytest.mark.parametrize("xs", [range(-9, -2), [-9, -8.5, -6, -5.75, -3], [-8, -6.25, -4.5]], ids=["even", "uneven", "three points"])
+@pytest.mark.parametrize("xs", [range(-9, -2), [-9, -8.5, -6, -5.75, -3], [-8, -6.25, -4.5]],
+                         ids=["even", "uneven", "three points"])
 @pytest.mark.parametrize("vertex", [-6.9, -6, -5.6])
 @pytest.mark.parametrize("curvature", [1e-3, 0.1, 10])
 def test_the_optimum_of_a_parabola_is_its_vertex(vertex, xs, curvature):
     curve = parabola(vertex, xs, curvature)
-    best = sweep.optimum(curve)
-    # Differences of losses near 2 carry 4e-16 of rounding, chords of length ≥ ¼ and curvature ≥ 1e-3 raise it to 1e-11 at most.
+    best = optimum.optimum(curve)
+    # Differences of losses near 2 have rounding errors of 4e-16. Chords of length 1/4 or more and
+    # curvatures of 1e-3 or more raise them to 1e-11 at most.
     assert best.exact and best.log2_lr == pytest.approx(vertex, abs=1e-11)
     assert best.loss == min(p.loss for p in curve)
 
@@ -380,116 +409,129 @@ def test_the_optimum_lies_within_half_a_step_of_the_best_point_of_an_even_grid()
     rng = random.Random(0)
     for _ in range(200):
         curve = points({x: rng.random() for x in range(-6, 0)})
-        best = sweep.optimum(curve)
+        best = optimum.optimum(curve)
         lowest = min(curve, key=lambda p: p.loss)
         assert abs(best.log2_lr - math.log2(lowest.lr)) <= (0.5 if best.exact else 0)
 
 
 @pytest.mark.parametrize("losses, at, exact", [
-    ({-8: 2.0, -7: 2.1, -6: 2.3}, -8, False),                    # the left edge
-    ({-8: 2.3, -7: 2.1, -6: 2.0}, -6, False),                    # the right edge
-    ({-8: 2.3, -7: 2.0, -6: None}, -7, False),                   # beside divergence
+    ({-8: 2.0, -7: 2.1, -6: 2.3}, -8, False),              # the left edge
+    ({-8: 2.3, -7: 2.1, -6: 2.0}, -6, False),              # the right edge
+    ({-8: 2.3, -7: 2.0, -6: None}, -7, False),             # beside divergence
     ({-8: None, -7: 2.0, -6: 2.1}, -7, False),
     ({-7: 2.0}, -7, False),
-    ({-8: 2.1, -7: 2.0, -6: 2.1, -5: None}, -7, True),           # divergence further away does no harm
-    ({-8: 2.0, -7: 2.0, -6: 2.0}, -8, False),                    # flat: the first, at the edge
+    ({-8: 2.1, -7: 2.0, -6: 2.1, -5: None}, -7, True),     # divergence is further away
+    ({-8: 2.0, -7: 2.0, -6: 2.0}, -8, False),              # flat: the first, at the edge
     ({-9: 2.1, -8: 2.0, -7: 2.0, -6: 2.1}, -7.5, True),
 ])
 def test_an_optimum_at_the_edge_or_beside_divergence_is_flagged(losses, at, exact):
-    best = sweep.optimum(points(losses))
+    best = optimum.optimum(points(losses))
     assert (best.log2_lr, best.exact) == (pytest.approx(at, abs=1e-12), exact)
 
 
 def test_a_curve_without_a_loss_has_no_optimum_and_no_drift():
-    assert sweep.optimum(points({-8: None, -7: None})) is None and sweep.optimum([]) is None
     gone, fine = points({-8: None, -7: None}), parabola(-6, range(-9, -2))
+    assert optimum.optimum(gone) is None and optimum.optimum([]) is None
     for by_size in ({64: gone, 128: fine}, {64: fine, 128: gone}, {64: gone, 128: gone}):
-        assert sweep.drift(by_size) == (None, False)
-        assert "every run diverged or failed" in sweep.report("width", {"mup": by_size})
+        assert drift(by_size) == (None, False)
+        assert "every run diverged or failed" in report("width", {"mup": by_size})
 
 
 @pytest.mark.parametrize("vertices, octaves, verdict", [
-    ([-6, -6.2, -6.1], -0.1, "stays"), ([-5, -6, -7.5], -2.5, "moves"), ([-7.5, -6, -5], 2.5, "moves"), ([-6, -6, -6.75], -0.75, "drifts")])
+    ([-6, -6.2, -6.1], -0.1, "stays"), ([-5, -6, -7.5], -2.5, "moves"),
+    ([-7.5, -6, -5], 2.5, "moves"), ([-6, -6, -6.75], -0.75, "drifts")])
 def test_drift_is_counted_from_the_smallest_size_to_the_largest(vertices, octaves, verdict):
-    by_size = dict(zip((64, 128, 256), (parabola(v, range(-10, -2)) for v in vertices)))
-    assert sweep.drift(by_size) == (pytest.approx(octaves, abs=1e-11), True)
-    text = sweep.report("width", {"mup": by_size})
-    assert f"{octaves:+.2f} octaves from width 64 to 256: it {verdict}" in text and "?" not in text
+    by_size = {size: parabola(v, range(-10, -2)) for size, v in zip((64, 128, 256), vertices)}
+    assert drift(by_size) == (pytest.approx(octaves, abs=1e-11), True)   # as for a vertex
+    text = report("width", {"mup": by_size})
+    assert f"{octaves:+.2f} octaves from width 64 to 256: it {verdict}" in text
+    assert "?" not in text
 
 
 def test_a_drift_from_or_to_the_edge_of_the_grid_is_flagged():
     fine, edge = parabola(-6, range(-9, -2)), parabola(-12, range(-9, -2))
     for by_size in ({64: fine, 128: edge}, {64: edge, 128: fine}):
-        assert sweep.drift(by_size)[1] is False
-        assert "extend --lr" in sweep.report("width", {"sp": by_size})
-    assert "extend --lr" not in sweep.report("width", {"sp": {64: fine, 128: fine}})
+        assert drift(by_size)[1] is False
+        assert "extend --lr" in report("width", {"sp": by_size})
+    assert "extend --lr" not in report("width", {"sp": {64: fine, 128: fine}})
 
 
-# ── grouping ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# Groups
 
 def records(loss=lambda c: 2.0, **axes):
-    """Made-up records of a grid; loss: config → number, or None for a run that diverged."""
+    """Made-up records of a grid. loss: config → number, or None for a run that diverged."""
     configs = sweep.grid(Config(), {"lr": [2**-7, 2**-6], **axes})
     return [made_up(c, status="done" if loss(c) else "diverged", loss=loss(c)) for c in configs]
 
 
 def test_seeds_are_the_spread_of_a_point():
-    _, groups = sweep.curves(records(lambda c: 2.0 + c.seed / 4, seed=[0, 1, 2], width=[64, 128]))
+    made = records(lambda c: 2.0 + c.seed / 4, seed=[0, 1, 2], width=[64, 128])
+    _, groups = curves(made)
     assert list(groups) == ["mup"] and list(groups["mup"]) == [64, 128]
-    assert groups["mup"][64] == [sweep.Point(lr, 2.25, 2.0, 2.5, 3) for lr in (2**-7, 2**-6)]
+    by_seed = {0: 2.0, 1: 2.25, 2: 2.5}
+    assert groups["mup"][64] == [Point(lr, 2.25, 2.0, 2.5, 3, by_seed) for lr in (2**-7, 2**-6)]
 
 
-def test_one_seed_without_a_loss_leaves_the_point_without_one():
-    _, groups = sweep.curves(records(lambda c: None if c.seed == 1 and c.lr == 2**-6 else 2.0, seed=[0, 1, 2]))
+def test_a_seed_without_a_loss_leaves_the_point_without_one():
+    made = records(lambda c: None if c.seed == 1 and c.lr == 2**-6 else 2.0, seed=[0, 1, 2])
+    _, groups = curves(made)
     assert [p.loss for p in groups["mup"][128]] == [2.0, None]
 
 
 def test_what_is_neither_size_nor_lr_nor_seed_makes_a_group():
-    size, groups = sweep.curves(records(param=["sp", "mup"], width=[64, 128]))
+    size, groups = curves(records(param=["sp", "mup"], width=[64, 128]))
     assert size == "width" and sorted(groups) == ["mup", "sp"]
-    _, groups = sweep.curves(records(param=["sp", "mup"], optimizer=["sgd", "adamw"]))
+    _, groups = curves(records(param=["sp", "mup"], optimizer=["sgd", "adamw"]))
     assert sorted(groups) == ["mup, adamw", "mup, sgd", "sp, adamw", "sp, sgd"]
-    _, groups = sweep.curves(records(betas=[(0.9, 0.95), (0.8, 0.9)], width=[64, 128]))
+    _, groups = curves(records(betas=[(0.9, 0.95), (0.8, 0.9)], width=[64, 128]))
     assert len(groups) == 2
-    _, groups = sweep.curves(records(weight_decay=[0.0, 0.1], width=[64, 128], seed=[0, 1]))
+    _, groups = curves(records(weight_decay=[0.0, 0.1], width=[64, 128], seed=[0, 1]))
     assert sorted(groups) == ["weight_decay 0.0", "weight_decay 0.1"]
 
 
-@pytest.mark.parametrize("size, values", [("width", [64, 128]), ("depth", [2, 4]), ("head_dim", [16, 32]), ("batch", [8, 16]), ("steps", [100, 200])])
+@pytest.mark.parametrize("size, values", [
+    ("width", [64, 128]), ("depth", [2, 4]), ("head_dim", [16, 32]), ("batch", [8, 16]),
+    ("steps", [100, 200])])
 def test_the_size_is_whatever_size_varies(size, values):
-    found, groups = sweep.curves(records(**{size: values}))
+    found, groups = curves(records(**{size: values}))
     assert found == size and list(groups["mup"]) == values
 
 
-def test_points_stand_in_the_order_of_lr_and_sizes_in_their_own_whatever_the_order_of_the_records():
-    made = records(lambda c: c.width + c.lr, width=[64, 128, 256], lr=[2.0**-k for k in range(3, 9)])
+def test_points_are_in_the_order_of_lr_and_sizes_in_theirs_whatever_the_order_of_the_records():
+    lrs = [2.0**-k for k in range(8, 2, -1)]
+    made = records(lambda c: c.width + c.lr, width=[64, 128, 256], lr=lrs[::-1])
     shuffled = random.Random(0).sample(made, len(made))
-    assert sweep.curves(shuffled) == sweep.curves(made)
-    assert list(sweep.curves(shuffled)[1]["mup"]) == [64, 128, 256]
-    assert [p.lr for p in sweep.curves(shuffled)[1]["mup"][64]] == [2.0**-k for k in range(8, 2, -1)]
+    assert curves(shuffled) == curves(made)
+    _, groups = curves(shuffled)
+    assert list(groups["mup"]) == [64, 128, 256]
+    assert [p.lr for p in groups["mup"][64]] == lrs
 
 
-# ── the table and the figure ─────────────────────────────────────────────────────────────────────────────────────────
+# The table and the figure
 
-MADE_UP = {"sp": {64: parabola(-6, range(-9, -2)), 128: [*parabola(-7, range(-9, -3)), sweep.point(2**-3, [None])]},
-           "mup": {64: parabola(-6, range(-9, -2)), 128: parabola(-6.2, range(-9, -2))}}
+MADE_UP = {
+    "sp": {64: parabola(-6, range(-9, -2)),
+           128: [*parabola(-7, range(-9, -3)), point(2**-3, {0: None})]},
+    "mup": {64: parabola(-6, range(-9, -2)), 128: parabola(-6.2, range(-9, -2))}}
 
 
 def test_the_table_marks_the_best_of_each_row():
-    rows = [row for row in sweep.report("width", MADE_UP).splitlines() if re.match(r" +(64|128) ", row)]
+    rows = [row for row in report("width", MADE_UP).splitlines() if re.match(r" +(64|128) ", row)]
     assert len(rows) == 4
     for row, best in zip(rows, [-6, -7, -6, -6]):
         cells = row.replace("no loss", "no_loss").split()
         starred = [i for i, cell in enumerate(cells) if cell.endswith("*")]
-        assert starred == [1 + best + 9]                         # the first cell is the width, the next 2^-9
-        assert float(cells[starred[0]][:-1]) == min(float(cell.strip("*")) for cell in cells[1:-1] if cell != "no_loss")
+        assert starred == [1 + best + 9]   # the first cell is the width, the next 2^-9
+        losses = [float(cell.strip("*")) for cell in cells[1:-1] if cell != "no_loss"]
+        assert float(cells[starred[0]][:-1]) == min(losses)
     assert "no loss" in rows[1] and "no loss" not in rows[0]
 
 
 def test_a_run_that_is_missing_is_an_empty_cell():
-    text = sweep.report("width", {"mup": {64: points({-8: 2.0, -7: 2.1}), 128: points({-7: 2.2})}})
-    assert [row.split()[1:-1] for row in text.splitlines()[2:4]] == [["2.000*", "2.100"], ["2.200*"]]
-    assert text.splitlines()[3].index("2.200") == text.splitlines()[2].index("2.100")
+    text = report("width", {"mup": {64: points({-8: 2.0, -7: 2.1}), 128: points({-7: 2.2})}})
+    first, second = text.splitlines()[2:4]
+    assert [row.split()[1:-1] for row in (first, second)] == [["2.000*", "2.100"], ["2.200*"]]
+    assert second.index("2.200") == first.index("2.100")
 
 
 def test_the_figure_marks_every_optimum_and_every_run_without_a_loss(tmp_path, monkeypatch):
@@ -497,14 +539,17 @@ def test_the_figure_marks_every_optimum_and_every_run_without_a_loss(tmp_path, m
     monkeypatch.setattr(plot.plt, "close", figures.append)
     plot.loss_against_lr("width", MADE_UP, tmp_path / "plot.png")
     picture = (tmp_path / "plot.png").read_bytes()
-    assert picture.startswith(b"\x89PNG") and len(picture) > 10_000   # a blank figure of this size has 3 kB
+    assert picture.startswith(b"\x89PNG") and len(picture) > 10_000   # a blank one has 3 kB
     panels = figures[0].axes
     assert len(panels) == 2 and panels[0].get_ylim() == panels[1].get_ylim()
     for ax, by_size in zip(panels, MADE_UP.values()):
-        marked = [tuple(float(v[0]) for v in mark.get_data()) for mark in ax.lines if mark.get_marker() == "*"]
-        assert marked == [pytest.approx(sweep.optimum(curve)[:2]) for curve in by_size.values()]
+        marked = [tuple(float(v[0]) for v in mark.get_data())
+                  for mark in ax.lines if mark.get_marker() == "*"]
+        best = [optimum.optimum(curve)[:2] for curve in by_size.values()]
+        assert marked == [pytest.approx(place) for place in best]
         crosses = [x for mark in ax.lines if mark.get_marker() == "x" for x in mark.get_xdata()]
-        assert crosses == [math.log2(p.lr) for curve in by_size.values() for p in curve if p.loss is None]
+        assert crosses == [math.log2(p.lr) for curve in by_size.values()
+                           for p in curve if p.loss is None]
     monkeypatch.undo()
     plot.plt.close(figures[0])
 

@@ -1,71 +1,70 @@
-"""A next-byte MLP (Bengio et al. 2003): the last 8 bytes, embedded and laid side by side, through dense layers to logits.
+"""A next-byte MLP: embeds the last bytes side by side and sends them through dense layers.
 
-The smallest complete example: read `shapes`, `forward` and `backward`, and the Transformer is more of the same.
-"""
+This is the smallest complete model (Bengio et al. 2003). `specs` declares its parameters, `forward`
+computes the logits, and `backward` is the forward read upwards. Read next: transformer.py."""
 from typing import NamedTuple
 
 from . import ops
 from .backend import xp
-from .data import VOCAB
-
-CONTEXT, EMBEDDING = 8, 32   # bytes seen, numbers per byte: no widths, they stay as the network grows
+from .layers import activation, activation_backward, dense, dense_backward, ignore
+from .resolve import Spec
 
 
 class Architecture(NamedTuple):
     """The sizes and choices that define the network."""
-
-    width: int
-    depth: int                    # hidden layers after the first
-    activation: str = "relu"
+    width: int = 64
+    depth: int = 2                # hidden layers after the first
+    ffn: str = "relu"             # the activation
     zero_readout: bool = False
+    vocab: int = 256
+    context: int = 8              # tokens that it sees
+    embedding: int = 32           # numbers per token; does not grow with width
 
 
-def shapes(a):
-    """(name, role, shape, mean, std, in_branch) of every parameter, std in units of the table's. Biases start at 0."""
-    yield "embedding", "scalar", (VOCAB, EMBEDDING), 0, 1, False
-    yield "input", "input", (CONTEXT * EMBEDDING, a.width), 0, 1, False
-    yield "input.bias", "vector", (a.width,), 0, 0, False
+def specs(a):
+    """The `Spec` of every parameter. Biases start at 0."""
+    yield Spec("embedding", "scalar", (a.vocab, a.embedding), lookups=a.context)
+    yield Spec("input", "input", (a.context * a.embedding, a.width))
+    yield Spec("input.bias", "vector", (a.width,), std=0)
     for i in range(a.depth):
-        yield f"hidden{i}", "hidden", (a.width, a.width), 0, 1, False
-        yield f"hidden{i}.bias", "vector", (a.width,), 0, 0, False
-    yield "output", "output", (a.width, VOCAB), 0, 0 if a.zero_readout else 1, False
-    yield "output.bias", "scalar", (VOCAB,), 0, 0, False
+        yield Spec(f"hidden{i}", "hidden", (a.width, a.width), rounded=True)
+        yield Spec(f"hidden{i}.bias", "vector", (a.width,), std=0)
+    yield Spec("output", "output", (a.width, a.vocab), std=0 if a.zero_readout else 1)
+    yield Spec("output.bias", "scalar", (a.vocab,), std=0)
 
 
-def forward(p, ids, a, scales, watch=ops.ignore):
-    """logits (B·T, V) of the byte after each of ids (B, T); before the first byte stand zeros."""
-    act, _ = ops.ACTIVATIONS[a.activation]
+def forward(p, ids, a, scales, watch=ignore):
+    """logits (B·T, V) of the token after each of ids (B, T). Zeros stand before the first token."""
     batch, time = ids.shape
-    padded = xp.concatenate([xp.zeros((batch, CONTEXT - 1), ids.dtype), ids], axis=1)
-    windows = xp.arange(time)[:, None] + xp.arange(CONTEXT)
-    context = padded[:, windows].reshape(-1)                      # (B·T·CONTEXT,)
-
-    e, c_embedding = ops.embedding(context, p["embedding"], scales.mult["embedding"])
-    x, c_input = ops.dense(e.reshape(batch * time, -1), p, "input", scales.mult)
+    padded = xp.concatenate([xp.zeros((batch, a.context - 1), ids.dtype), ids], axis=1)
+    windows = xp.arange(time)[:, None] + xp.arange(a.context)
+    seen = padded[:, windows].reshape(-1)                         # (B·T·context,)
+    e, c_embedding = ops.lookup(seen, p["embedding"], scales.mult["embedding"])
+    x, c_input = dense(e.reshape(batch * time, -1), p, "input", scales)
     watch("input", x)
     caches = []
     for i in range(a.depth):
-        x, c_act = act(x, scales.activation, scales.activation_alpha)
-        x, c_hidden = ops.dense(x, p, f"hidden{i}", scales.mult)
+        x, c_activation = activation(x, a.ffn, scales)
+        x, c_hidden = dense(x, p, f"hidden{i}", scales)
         watch(f"hidden{i}", x)
-        caches.append((c_act, c_hidden))
-    x, c_act = act(x, scales.activation, scales.activation_alpha)
-    logits, c_output = ops.dense(x, p, "output", scales.mult)
+        caches.append((c_activation, c_hidden))
+    x, c_activation = activation(x, a.ffn, scales)
+    logits, c_output = dense(x, p, "output", scales)
     watch("logits", logits)
-    return logits, (c_embedding, c_input, caches, c_act, c_output, a)
-
+    return logits, (c_embedding, c_input, caches, c_activation, c_output, a)
 
 def backward(dlogits, cache):
-    """The lines of `forward`, bottom to top: the gradient of every parameter, a dict keyed like p."""
-    c_embedding, c_input, caches, c_act, c_output, a = cache
-    _, act_backward = ops.ACTIVATIONS[a.activation]
-    g = {}
-    dx = ops.dense_backward(dlogits, c_output, g, "output")
-    dx = act_backward(dx, c_act)
+    """The gradient of every parameter, a dict keyed like p."""
+    c_embedding, c_input, caches, c_activation, c_output, a = cache
+    grads = {}
+    dx = dense_backward(dlogits, c_output, grads, "output")
+    dx = activation_backward(dx, c_activation, a.ffn)
     for i in reversed(range(a.depth)):
-        c_act, c_hidden = caches.pop()
-        dx = ops.dense_backward(dx, c_hidden, g, f"hidden{i}")
-        dx = act_backward(dx, c_act)
-    de = ops.dense_backward(dx, c_input, g, "input")
-    g["embedding"] = ops.embedding_backward(de.reshape(-1, EMBEDDING), c_embedding)
-    return g
+        c_activation, c_hidden = caches.pop()
+        dx = dense_backward(dx, c_hidden, grads, f"hidden{i}")
+        dx = activation_backward(dx, c_activation, a.ffn)
+    de = dense_backward(dx, c_input, grads, "input")
+    grads["embedding"] = ops.lookup_backward(de.reshape(-1, a.embedding), c_embedding)
+    return grads
+
+largest_logits = lambda cache: {}                              # there is no attention

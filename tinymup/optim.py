@@ -1,152 +1,153 @@
-"""Optimizers: the update of one parameter as a pure formula written in place, and the object that holds their memory.
+"""Optimizers: each update as a formula on arrays, and the object that keeps the moments.
 
-Every number here is a row of the resolved scaling table times the schedule's factor; no size appears.
-"""
+No size appears in this file: learning rates are those of the resolved table, times the schedule's
+factor. Read next: network.py, which joins the parts."""
 import math
+from typing import NamedTuple
 
-from .backend import xp
+from .backend import blocks, fused, xp
 from .orthogonalize import COEFFICIENTS, newton_schulz
 
-# ── schedules ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-WSD_DECAY = 0.2   # the last fifth of a warm-up–stable–decay run
+class Settings(NamedTuple):
+    """What an optimizer needs that no table scales: it is the same at every size."""
+    momentum: float = 0.0             # of SGD and Muon
+    nesterov: bool = False
+    momentum_form: str = "ema"        # of Muon: ema or sum
+    coefficients: str = "keller"      # of Muon: a key of `COEFFICIENTS`
+    newton_schulz_steps: int = None   # None: as many as is customary for the coefficients
+    betas: tuple = (0.9, 0.99)        # of AdamW
+
+MUON = Settings(momentum=0.95, nesterov=True)   # the customary settings
 
 
 def schedule(kind, step, steps, warmup):
-    """s_t ∈ (0, 1], the factor on every learning rate in step 0 … steps − 1: a linear warm-up, then `kind`.
-
-    constant: 1.   linear: down to 0 in a line.   cosine: down to 0 in half a cosine.   wsd: 1, then linear over the last fifth.
-    """
+    """s_t ∈ (0, 1], the factor on every learning rate in step 0 … steps − 1.
+    It rises from 1/warmup to 1. Then "constant" stays at 1, "linear" falls to 1/(steps − warmup),
+    "cosine" falls towards 0 in half a period, and "wsd" falls in the last fifth only, in a line."""
     if step < warmup:
         return (step + 1) / warmup
-    left = (steps - step) / (steps - warmup)                      # 1 after the warm-up, 1/(steps − warmup) in the last step
-    return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2, "wsd": min(1.0, left / WSD_DECAY)}[kind]
+    left = (steps - step) / (steps - warmup)
+    return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2,
+            "wsd": min(1.0, left / 0.2)}[kind]
 
 
-# ── updates of one parameter: arrays are changed in place; `scratch` has the parameter's shape ───────────────────────
+# The updates write into all of their arrays but g. u and scratch are work space.
+@fused
+def momentum(m, g, u, *, decay, share, look, fresh):
+    """m ← μ m + share · g,   u ← look · m + fresh · share · g
+    Heavy ball has look = 1 and fresh = 0, so u = m. Nesterov has look = μ and fresh = 1, so u is
+    what m would be after one more step with the same gradient."""
+    m *= decay
+    xp.multiply(g, share, out=u)
+    m += u
+    u *= fresh
+    u += look * m
 
-def shrink(w, amount):
-    """Weight decay: w ← (1 − amount) w"""
-    if amount:
-        w *= 1 - amount
+def momentum_numbers(settings):
+    """The numbers that `momentum` takes. The ema form of Muon has share = 1 − μ, the sum form 1."""
+    decay = settings.momentum
+    return {"decay": decay, "share": 1 - decay if settings.momentum_form == "ema" else 1.0,
+            "look": decay if settings.nesterov else 1.0, "fresh": 1.0 if settings.nesterov else 0.0}
 
-
-def sgd(w, g, m, scratch, lr, momentum, nesterov):
-    """m ← μ m + g,   w ← w − lr · m;   Nesterov: w ← w − lr · (g + μ m);   m is None without momentum: w ← w − lr · g"""
+def sgd(w, g, m, u, lr, settings):
+    """w ← w − lr · u, with u = g if m is None, else the momentum of g in the sum form."""
     if m is None:
-        xp.multiply(g, lr, out=scratch)
+        xp.multiply(g, lr, out=u)
     else:
-        m *= momentum
-        m += g
-        if nesterov:
-            xp.multiply(m, momentum, out=scratch)
-            scratch += g
-            scratch *= lr
-        else:
-            xp.multiply(m, lr, out=scratch)
-    w -= scratch
+        momentum(m, g, u, **momentum_numbers(settings._replace(momentum_form="sum")))
+        u *= lr
+    w -= u
 
 
-def adamw(w, g, m, v, scratch, lr, betas, eps, t):
-    """m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²,   w ← w − lr · m̂ / (√v̂ + ε),   m̂ = m/(1 − β₁ᵗ),   v̂ = v/(1 − β₂ᵗ)
-
-    t counts from 1. (Kingma & Ba 2015, arXiv:1412.6980; decay apart from the gradient: Loshchilov & Hutter 2019, arXiv:1711.05101.)
-    """
-    beta1, beta2 = betas
+@fused
+def adamw(w, g, m, v, scratch, *, lr, eps, share1, share2):
+    """m ← m + (1 − β₁)(g − m),   v ← v + (1 − β₂)(g² − v),   w ← w − lr · m / (√v + ε)
+    share1 = 1 − β₁, share2 = 1 − β₂. `bias_corrected` gives lr and eps. (Kingma & Ba 2015,
+    arXiv:1412.6980. With decay apart from the step: Loshchilov & Hutter 2019, arXiv:1711.05101.)"""
     xp.subtract(g, m, out=scratch)
-    scratch *= 1 - beta1
-    m += scratch                                                  # m + (1 − β₁)(g − m)
+    scratch *= share1
+    m += scratch
     xp.multiply(g, g, out=scratch)
     scratch -= v
-    scratch *= 1 - beta2
+    scratch *= share2
     v += scratch
-    correction = math.sqrt(1 - beta2**t)                          # √v̂ = √v / correction, taken out of the fraction
     xp.sqrt(v, out=scratch)
-    scratch += eps * correction
+    scratch += eps
     xp.divide(m, scratch, out=scratch)
-    scratch *= lr * correction / (1 - beta1**t)
+    scratch *= lr
     w -= scratch
 
+def bias_corrected(lr, eps, betas, t):
+    """(lr, ε) that make step t ≥ 1 lr · m̂/(√v̂ + ε),   m̂ = m/(1 − β₁ᵗ),   v̂ = v/(1 − β₂ᵗ)"""
+    root = math.sqrt(1 - betas[1]**t)
+    return lr * root / (1 - betas[0]**t), eps * root
 
-def muon(w, g, m, scratch, lr, momentum, nesterov, form, newton_schulz_steps, coefficients, heads):
-    """ema: m ← μ m + (1 − μ) g,   u = m, Nesterov: μ m + (1 − μ) g.      sum: m ← μ m + g,   u = m, Nesterov: μ m + g.
-    w ← w − lr · O,   O = orthogonal factor of u by Newton–Schulz          (Jordan et al. 2024, kellerjordan.github.io/posts/muon)
 
-    lr is in units of spectral norm: O's singular values are all near 1. The two forms differ in u by the factor 1 − μ, which O does
-    not feel. Several heads: O of each block of columns, w (I, heads · D) as heads matrices (I, D).
-    """
-    share = 1 - momentum if form == "ema" else 1.0
-    m *= momentum
-    m += xp.multiply(g, share, out=scratch)
-    direction = m
-    if nesterov:
-        scratch += momentum * m
-        direction = scratch
-    blocks = direction.reshape(w.shape[0], heads, -1).swapaxes(0, 1)
-    o = newton_schulz(blocks, newton_schulz_steps, COEFFICIENTS[coefficients]).swapaxes(0, 1).reshape(w.shape)
-    o *= lr
-    w -= o
+def muon(weights, grads, momenta, lrs, settings=MUON, heads=1):
+    """w ← w − lr · O for matrices of one shape, with O the orthogonal factor of the momentum of w.
+    The singular values of O are close to 1, so lr is the spectral norm of the step. If heads > 1,
+    each block of columns (I, D) of w (I, heads · D) has an orthogonal factor of its own.
+    (Jordan et al. 2024, kellerjordan.github.io/posts/muon.)"""
+    count, (fan_in, fan_out) = len(weights), weights[0].shape
+    u = xp.empty((count, fan_in, fan_out), weights[0].dtype)
+    for i, (m, g) in enumerate(zip(momenta, grads)):
+        momentum(m, g, u[i], **momentum_numbers(settings))
+    matrices = u.reshape(count, fan_in, heads, -1).swapaxes(1, 2) if heads > 1 else u     # a view
+    for i in blocks(matrices):
+        matrices[i] = newton_schulz(
+            matrices[i], settings.newton_schulz_steps, COEFFICIENTS[settings.coefficients])
+    for w, o, lr in zip(weights, u, lrs):
+        w -= xp.multiply(o, lr, out=o)
 
 
 def qk_clip(params, rows, largest, threshold):
-    """W_q, W_k ← √γ_h W_q, √γ_h W_k per head h,   γ_h = min(1, τ/S_h)          (MuonClip: Kimi K2 2025, arXiv:2507.20534, Algorithm 1)
-
-    largest: block prefix → S_h (H,), the largest attention logit of this step's forward, signed, as the softmax saw it. The logits of a
-    head are bilinear in W_q and W_k, biases included, so each of them becomes γ_h times what it was. Called after the update.
-    """
-    for prefix, s in largest.items():
-        root = xp.sqrt(threshold / xp.maximum(s, threshold))      # 1 where the logits are small or negative
-        for row in rows:
-            if row.name.startswith((prefix + "query", prefix + "key")):
-                w = params[row.name]
-                w *= xp.repeat(root, w.shape[-1] // len(root))
-
-
-# ── gradients ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    """W_q, W_k ← √γ_h W_q, √γ_h W_k for each head h after an update,   γ_h = min(1, τ/S_h)
+    largest: name of the attention logits → S_h (H,), the largest of this step. Logits are linear in
+    W_q and in W_k, so γ_h multiplies them. (MuonClip, Kimi K2 2025, arXiv:2507.20534.)"""
+    for row in rows:
+        if row.spec.logits in largest:
+            s = largest[row.spec.logits]
+            root = xp.sqrt(threshold / xp.maximum(s, threshold))  # 1 for small or negative logits
+            w = params[row.name]
+            w *= xp.repeat(root, w.shape[-1] // len(root))
 
 def clip(grads, rows, most):
-    """Scales all gradients by min(1, most / ‖g‖), in place, where ‖g‖ is the global norm of the *effective* gradients g/A.
-
-    A parameter with multiplier A has a gradient A times that of the weight A·w which acts in the network. Only the norm of the
-    latter is the same in all equivalent tables; with g itself, clipping would break the abc-symmetry. (u-μP's gradients carry factors
-    of their own, `unit_scaling`: there ‖g‖ is a scale to clip at, not the norm of a gradient.)
-    """
+    """g ← min(1, most / norm) · g for all gradients g, with the norm of all g/A together.
+    g/A is the gradient of the effective weight A·w. Tables that describe the same training agree on
+    it. u-μP's gradients carry factors of their own, so there the norm is only a scale."""
     squares = sum(xp.vdot(grads[row.name], grads[row.name]).real * row.mult**-2 for row in rows)
-    factor = xp.minimum(1.0, most / xp.sqrt(squares))             # a device scalar: nothing waits for it
+    factor = xp.minimum(1.0, most / xp.sqrt(squares))             # stays on the device
     for g in grads.values():
         g *= factor
 
 
 class Optimizer:
-    """Joins parameters, their rows of the scaling table, and what each remembers from one step to the next.
+    """Updates parameters as their rows say, and keeps the moments from one step to the next."""
+    def __init__(self, rows, params, settings=Settings()):
+        self.rows, self.settings = rows, settings
+        moments = {"sgd": "m" if settings.momentum else "", "adamw": "mv", "muon": "m"}
+        self.state = {f"{row.name}.{moment}": xp.zeros_like(params[row.name])   # for checkpoints
+                      for row in rows for moment in moments[row.optimizer]}
+        self.scratch = xp.empty_like(max(params.values(), key=lambda w: w.size)).reshape(-1)
 
-    config gives what no table scales: momentum, nesterov, betas, and for Muon momentum_form, newton_schulz_steps, coefficients.
-    """
-
-    def __init__(self, rows, params, config):
-        self.rows, self.config = rows, config
-        self.state = {}                                           # "name.m", "name.v": what a checkpoint saves
-        for row in rows:
-            for moment in self.moments(row):
-                self.state[f"{row.name}.{moment}"] = xp.zeros_like(params[row.name])
-        self.scratch = xp.empty_like(max(params.values(), key=lambda w: w.size)).reshape(-1)   # the one temporary
-
-    def moments(self, row):
-        """The names of the arrays that the row's optimizer remembers."""
-        return {"sgd": "m" if self.config.momentum else "", "adamw": "mv", "muon": "m"}[row.optimizer]
-
-    def step(self, params, grads, t, factor):
-        """One update of all params, in place; t counts from 0, factor is the schedule's s_t."""
-        c = self.config
+    def step(self, params, grads, t, factor=1.0):
+        """Updates params in place. t counts from 0; factor is the schedule's s_t."""
+        s, stacks = self.settings, {}
         for row in self.rows:
-            w, g = params[row.name], grads[row.name]
-            m, v = (self.state.get(f"{row.name}.{moment}") for moment in "mv")
-            scratch, lr = self.scratch[:w.size].reshape(w.shape), factor * row.lr
-            shrink(w, factor * row.shrink)
-            if row.optimizer == "sgd":
-                sgd(w, g, m, scratch, lr, c.momentum, c.nesterov)
+            w, g, lr = params[row.name], grads[row.name], factor * row.lr
+            m, v = self.state.get(f"{row.name}.m"), self.state.get(f"{row.name}.v")
+            scratch = self.scratch[:w.size].reshape(w.shape)
+            if row.shrink:
+                w *= 1 - factor * row.shrink                      # weight decay
+            if row.optimizer == "muon":
+                stack = stacks.setdefault((row.shape, row.heads), [])
+                stack.append((w, g, m, lr * row.shape_factor))
             elif row.optimizer == "adamw":
-                adamw(w, g, m, v, scratch, lr, c.betas, row.eps, t + 1)
+                lr, eps = bias_corrected(lr, row.eps, s.betas, t + 1)
+                adamw(w, g, m, v, scratch,
+                      lr=lr, eps=eps, share1=1 - s.betas[0], share2=1 - s.betas[1])
             else:
-                muon(w, g, m, scratch, lr * row.shape_factor, c.momentum, c.nesterov, c.momentum_form, c.newton_schulz_steps,
-                     c.coefficients, row.heads)
+                sgd(w, g, m, scratch, lr, s)
+        for (_, heads), stack in stacks.items():
+            muon(*zip(*stack), s, heads)

@@ -1,13 +1,14 @@
-"""Writes torch_muon.json beside this file: what torch.optim.Muon does to three small matrices in ten steps, in float64.
+"""Writes torch_muon.json: ten steps of torch.optim.Muon on three small matrices, in float64.
 
-    python tests/data/make_torch_muon.py            (needs PyTorch >= 2.9; the tests only read the file)
+    python tests/data/make_torch_muon.py            (needs PyTorch 2.9 or later)
 
-PyTorch casts to bfloat16 inside its Newton-Schulz helper, which leaves two or three digits to compare. The helper is therefore
-replaced by the same definition without the cast; momentum, Nesterov, decay, shape factor and their order stay PyTorch's own.
-Weights are stored as PyTorch has them, (fan_out, fan_in): transpose everything to compare with tinymup's (fan_in, fan_out).
+PyTorch casts to bfloat16 in its Newton–Schulz function, which leaves two or three digits to
+compare. So the function is replaced by the same definition without the cast. Momentum, Nesterov,
+weight decay, shape factor and their order remain PyTorch's. It stores weights as (fan_out, fan_in),
+the transpose of tinymup's.
 """
 import json
-import pathlib
+from pathlib import Path
 
 import numpy
 import torch
@@ -43,22 +44,26 @@ def trajectory(weights, gradients, variant):
 
 
 def main():
+    """Writes the file."""
     torch.optim._muon._zeropower_via_newtonschulz = newton_schulz_float64
     rng = numpy.random.default_rng(SEED)
-    # Rounded so that the file stays small: the numbers in it, not the draws, are the inputs.
+    # rounded to keep the file small; the numbers in the file are the inputs
     weights = {name: rng.standard_normal(shape).round(3) for name, shape in SHAPES.items()}
-    gradients = {name: rng.standard_normal((STEPS, *shape)).round(3) for name, shape in SHAPES.items()}
+    gradients = {name: rng.standard_normal((STEPS, *shape)).round(3)
+                 for name, shape in SHAPES.items()}
     record = {
-        "made_by": "tests/data/make_torch_muon.py", "torch": torch.__version__, "layout": "(fan_out, fan_in)",
-        "newton_schulz": "float64 instead of bfloat16, five steps, coefficients (3.4445, -4.7750, 2.0315)",
+        "made_by": "tests/data/make_torch_muon.py", "torch": torch.__version__,
+        "layout": "(fan_out, fan_in)",
+        "newton_schulz": "float64 instead of bfloat16, five steps, "
+                         "coefficients (3.4445, -4.7750, 2.0315)",
         "settings": SETTINGS, "steps": STEPS, "seed": SEED,
         "weights": {name: w.tolist() for name, w in weights.items()},
         "gradients": {name: g.tolist() for name, g in gradients.items()},
-        "runs": [{**variant, "final": trajectory(weights, gradients, variant)} for variant in VARIANTS],
+        "runs": [{**variant, "final": trajectory(weights, gradients, variant)}
+                 for variant in VARIANTS],
     }
-    path = pathlib.Path(__file__).with_name("torch_muon.json")
+    path = Path(__file__).with_name("torch_muon.json")
     path.write_text(json.dumps(record, separators=(",", ":")) + "\n")
-    print(path, path.stat().st_size, "bytes")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,296 @@
+"""The config of a run. Each option has its default, help text, range and owner in one place.
+
+The command line, its help, the checks and the names in the results file are made from these fields.
+"""
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import NamedTuple
+
+from numpy import finfo
+
+from .. import mlp, network, transformer
+from ..layers import ACTIVATIONS
+from ..number_formats import MATMUL_FORMATS
+from ..optim import Settings
+from ..orthogonalize import COEFFICIENTS
+from ..resolve import Hyperparameters
+from ..scaling import DEPTH_RULES, PARAMETRIZATIONS, SHAPE_FACTORS
+
+MODELS = {"mlp": mlp, "transformer": transformer}
+OPTIMIZERS = ("sgd", "adamw", "muon", "muonclip")
+KEY_VERSION = 2   # of the hash that names a run: to be raised when a default changes
+
+# What a None of the Config stands for. The learning rates are near the best power of two for the
+# default Transformer; those of u-μP are on another scale.
+MUON = {"lr": 2**-5, "momentum": 0.95, "nesterov": True, "adam_lr": 2**-7}
+DEFAULTS = {"sgd": {"lr": 2**-1, "momentum": 0.0, "nesterov": False}, "adamw": {"lr": 2**-7},
+            "muon": MUON, "muonclip": MUON}
+UNIT_MUON = {"lr": 2**-4, "adam_lr": 2**-1}
+UNIT_DEFAULTS = {"sgd": {"lr": 2**-5}, "adamw": {"lr": 2**0}, "muon": UNIT_MUON,
+                 "muonclip": UNIT_MUON}
+RISKY_EPS = 1e-20   # no table divides ε by more than a float32 has left below it
+BASE = {"base_width": 64, "base_depth": 2, "base_head_dim": 32}
+
+
+class Range(NamedTuple):
+    """The numbers that an option may have, in words and as a test."""
+
+    words: str
+    holds: object
+
+
+POSITIVE = Range("above 0 and finite", lambda x: 0 < x < math.inf)
+NOT_NEGATIVE = Range("0 or more, and finite", lambda x: 0 <= x < math.inf)
+FRACTION = Range("in [0, 1)", lambda x: 0 <= x < 1)
+DEPTH = Range("in 1 … 10000", lambda x: 1 <= x <= 10_000)
+
+# Owners: an option is used only by runs whose other options have one of these values.
+TRANSFORMER = {"model": ("transformer",)}
+UMUP = {"param": ("umup",)}
+BASED = {"param": tuple(name for name, table in PARAMETRIZATIONS.items() if not table.base_free)}
+MUONS = {"optimizer": ("muon", "muonclip")}
+ADAM = {"optimizer": ("adamw", "muon", "muonclip")}
+MOMENTUM = {"optimizer": ("sgd", "muon", "muonclip")}
+
+
+def option(group, default, kind, help, range=None, choices=None, owner={}):
+    """A field of `Config`. kind: int, float, bool, str or tuple (a pair of numbers)."""
+    return field(default=default, metadata=dict(group=group, kind=kind, help=help, range=range,
+                                                choices=choices and tuple(choices), owner=owner))
+
+
+def number(group, default, help, range=POSITIVE, owner={}, kind=float):
+    return option(group, default, kind, help, range, owner=owner)
+
+
+def whole(group, default, help, range=POSITIVE, owner={}):
+    return option(group, default, int, help, range, owner=owner)
+
+
+def switch(group, help, default=False, owner={}):
+    return option(group, default, bool, f"on or off: {help}", owner=owner)
+
+
+def choice(group, default, help, choices, owner={}):
+    return option(group, default, str, f"{help}: {', '.join(choices)}", None, choices, owner)
+
+
+M, S, T, W = GROUPS = "model", "scaling", "training", "input, output, machine"
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that the result of a run depends on. Flags of train.py have the same names."""
+
+    model: str = choice(M, "transformer", "what is trained", MODELS)
+    param: str = choice(S, "mup", "parametrization", PARAMETRIZATIONS)
+    optimizer: str = choice(T, "adamw", "what updates the parameters", OPTIMIZERS)
+    width: int = whole(M, 128, "size of the residual stream, or of a hidden layer")
+    depth: int = whole(M, 2, "blocks, or hidden layers", DEPTH)
+    head_dim: int = whole(M, 32, "size of an attention head; heads = width / head-dim",
+                          owner=TRANSFORMER)
+    base_width: int = whole(S, None, "at this width all parametrizations but u-μP are the same",
+                            owner=BASED)
+    base_depth: int = whole(S, None, "at this depth all depth rules are the same",
+                            owner=BASED | TRANSFORMER)
+    base_head_dim: int = whole(S, None, "at this head size μP's attention scale is SP's",
+                               owner=BASED | TRANSFORMER)
+    depth_rule: str = choice(S, "none", "scaling of residual branches with depth", DEPTH_RULES,
+                             owner=BASED | TRANSFORMER)
+    ffn: str = choice(M, "gelu", "activation", [*ACTIVATIONS, "swiglu"])
+    tied: bool = switch(M, "embedding and readout are one matrix", owner=TRANSFORMER)
+    gains: bool = switch(M, "learned gains after the norms", owner=TRANSFORMER)
+    biases: bool = switch(M, "biases after the matrices", owner=TRANSFORMER)
+    zero_readout: bool = switch(M, "readout starts at 0")
+    zero_query: bool = switch(M, "queries start at 0", owner=TRANSFORMER)
+    lr: float = number(T, None, "peak learning rate at the base width")
+    adam_lr: float = number(T, None, "of the parameters that Muon leaves to AdamW", owner=MUONS)
+    init_scale: float = number(S, 1.0, "factor on the initial standard deviations", owner=BASED)
+    embed_mult: float = number(S, 1.0, "factor on the embedding", owner=BASED | TRANSFORMER)
+    attn_mult: float = number(S, 1.0, "factor on the attention logits", owner=BASED | TRANSFORMER)
+    output_mult: float = number(S, 1.0, "factor on the logits", owner=BASED)
+    alpha_attn: float = number(S, 1.0, "weight of the attention logits", owner=UMUP | TRANSFORMER)
+    alpha_ffn: float = number(S, 1.0, "weight of the activation's input", owner=UMUP)
+    alpha_res: float = number(S, 1.0, "weight of residual branches against the embedding",
+                              owner=UMUP | TRANSFORMER)
+    alpha_res_ratio: float = number(S, 1.0, "weight of attention against feed-forward branches",
+                                    owner=UMUP | TRANSFORMER)
+    alpha_loss: float = number(S, 1.0, "weight of the logits in the loss", owner=UMUP)
+    matmul_format: str = choice(S, "float", "simulated number format of the hidden matrices' "
+                                "operands", ["float", *MATMUL_FORMATS])
+    momentum: float = number(T, None, "of SGD and Muon", FRACTION, owner=MOMENTUM)
+    nesterov: bool = switch(T, "momentum looks one step ahead", None, owner=MOMENTUM)
+    momentum_form: str = choice(T, "ema", "of Muon", ["ema", "sum"], owner=MUONS)
+    muon_scale: str = choice(T, "spectral", "shape factor of Muon's step", SHAPE_FACTORS,
+                             owner=MUONS)
+    muon_per_head: bool = switch(T, "queries, keys, values orthogonalised head by head",
+                                 owner=MUONS | TRANSFORMER)
+    coefficients: str = choice(T, "keller", "Newton–Schulz polynomial", COEFFICIENTS, owner=MUONS)
+    newton_schulz_steps: int = whole(T, None, "by default the polynomial's customary number",
+                                     owner=MUONS)
+    qk_clip_threshold: float = number(T, 100.0, "largest attention logit",
+                                      owner={"optimizer": ("muonclip",)})
+    betas: tuple = number(T, (0.9, 0.99), "of AdamW, as in 0.9,0.99", FRACTION, ADAM, kind=tuple)
+    eps: float = number(T, 1e-8, "of AdamW, at the base width", owner=ADAM)
+    weight_decay: float = number(T, 0.0, "λ, per step at the schedule's peak", NOT_NEGATIVE)
+    decay_form: str = choice(T, "independent", "w shrinks by λ, or by lr·λ",
+                             ["independent", "coupled"])
+    clip: float = number(T, 0.0, "largest norm of all effective gradients; 0: none", NOT_NEGATIVE)
+    steps: int = whole(T, 300, "updates")
+    warmup: int = whole(T, None, "steps of linear warm-up; by default a tenth, at most 20",
+                        NOT_NEGATIVE)
+    schedule: str = choice(T, "linear", "learning rate after the warm-up",
+                           ["constant", "linear", "cosine", "wsd"])
+    batch: int = whole(T, 16, "sequences per step")
+    seq: int = whole(T, 64, "bytes per sequence")
+    seed: int = whole(T, 0, "of initial parameters and batches", NOT_NEGATIVE)
+    data: tuple = option(W, (), str, "files, directories or globs of text")
+    dtype: str = choice(W, "float32", "of all arrays", ["float32", "float64"])
+    device: str = choice(W, "cpu", "where to compute", ["cpu", "gpu"])
+
+    def key(self, digest):
+        """12 hex digits that name the run: a hash of the corpus and of what is not a default."""
+        changed = {f.name: getattr(self, f.name) for f in fields(self)
+                   if getattr(self, f.name) != f.default}
+        text = json.dumps([KEY_VERSION, changed, digest], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+FIELDS = {f.name: f for f in fields(Config)}
+# Options that do not go together: (whether a config has them, what to say of it).
+CONFLICTS = [
+    (lambda c: c.warmup >= c.steps,
+     "--warmup {c.warmup} fills all --steps {c.steps}: make it smaller than the steps"),
+    (lambda c: c.model == "mlp" and c.optimizer == "muonclip",
+     "--optimizer muonclip: the mlp has no attention logits to clip; use muon"),
+    (lambda c: c.model == "mlp" and c.ffn not in ACTIVATIONS,
+     "--ffn {c.ffn}: the mlp has " + " and ".join(ACTIVATIONS)),
+    (lambda c: c.tied and "tied" not in PARAMETRIZATIONS[c.param].rules,
+     "--tied on means nothing to --param {c.param}, which has no rule for a tied matrix: use mup"),
+    (lambda c: c.tied and c.zero_readout,
+     "--zero-readout on and --tied on: the readout is the embedding; leave one of them out"),
+    (lambda c: c.model == "transformer" and c.width % c.head_dim != 0,
+     "--width {c.width} is not a multiple of --head-dim {c.head_dim}: change one of them"),
+    (lambda c: c.model == "transformer" and c.head_dim % 2 != 0,
+     "--head-dim {c.head_dim} is odd, and RoPE rotates pairs: make it even"),
+]
+
+
+def flag(name):
+    """The command line's name of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def spelled(value):
+    """A field's value as one types it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def stranger(config, name):
+    """Whose value keeps the config from using a field, as "--param sp"; None if it is used."""
+    for owner, values in FIELDS[name].metadata["owner"].items():
+        if getattr(config, owner) not in values:
+            return f"{flag(owner)} {getattr(config, owner)}"
+    return None
+
+
+def normalised(config):
+    """The config with every field that it does not use at its default."""
+    return replace(config, **{name: f.default for name, f in FIELDS.items()
+                              if stranger(config, name)})
+
+
+def complete(config):
+    """The config with its Nones filled in, checked.
+
+    Errors: ValueError, one line, for a field that is out of range or not used by this config, and
+    for fields that do not go together.
+    """
+    for name, f in FIELDS.items():
+        value, choices = getattr(config, name), f.metadata["choices"]
+        if choices and value not in choices:
+            raise ValueError(f"{flag(name)} {value}: must be one of {', '.join(choices)}")
+    for name, f in FIELDS.items():
+        if getattr(config, name) != f.default and stranger(config, name):
+            raise ValueError(f"{flag(name)} {spelled(getattr(config, name))} means nothing to "
+                             f"{stranger(config, name)}: leave it out")
+    unit = PARAMETRIZATIONS[config.param].base_free
+    defaults = BASE | DEFAULTS[config.optimizer] | {"warmup": min(20, config.steps // 10)}
+    defaults |= UNIT_DEFAULTS[config.optimizer] if unit else {}
+    c = replace(config, **{name: value for name, value in defaults.items()
+                           if getattr(config, name) is None and not stranger(config, name)})
+    for name, f in FIELDS.items():
+        value, allowed = getattr(c, name), f.metadata["range"]
+        values = value if isinstance(value, tuple) else (value,)
+        if allowed and value is not None and not all(map(allowed.holds, values)):
+            raise ValueError(f"{flag(name)} {spelled(value)}: must be {allowed.words}")
+    for conflict, message in CONFLICTS:
+        if conflict(c):
+            raise ValueError(message.format(c=c))
+    if c.eps < RISKY_EPS:
+        check_eps(c)
+    return c
+
+
+def check_eps(config):
+    """Errors: ValueError for an ε so small, once it is scaled, that the dtype may make it 0."""
+    least = float(finfo(config.dtype).smallest_normal)
+    rows = [row for row in build(config).rows if row.optimizer == "adamw"]
+    if rows:
+        row = min(rows, key=lambda row: row.eps)
+        used = row.eps * math.sqrt(1 - config.betas[1])       # in the first step
+        if used < least:
+            raise ValueError(
+                f"--eps {config.eps}: {row.name} would get {used:.3g} in the first step, and "
+                f"{least:.3g} is the smallest normal number of --dtype {config.dtype}: "
+                "choose a larger one")
+
+
+def same_program(config):
+    """The complete config under the one name of all that train alike, to the last bit.
+
+    At the base width and head size all parametrizations with a base are SP, and at the base depth
+    all depth rules are none.
+    """
+    c, names = config, {}
+    if c.depth == c.base_depth:
+        names["depth_rule"] = "none"
+    if c.width == c.base_width and (c.model == "mlp" or c.head_dim == c.base_head_dim):
+        names["param"] = "sp"
+    return replace(c, **names)
+
+
+def restored(values):
+    """The complete `Config` of a record's dict, which JSON has turned pairs into lists of."""
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return complete(normalised(Config(**given)))
+
+
+def picked(kind, config, **changes):
+    """A NamedTuple of the config's fields that it shares with kind, others at their defaults."""
+    values = {name: getattr(config, name) for name in kind._fields if name in FIELDS}
+    return kind(**{name: v for name, v in values.items() if v is not None} | changes)
+
+
+def build(config):
+    """The `network.Network` of a complete config."""
+    model = MODELS[config.model]
+    here = picked(model.Architecture, config)
+    base = {name.removeprefix("base_"): getattr(config, name) for name in BASE}
+    base = here._replace(**{name: size for name, size in base.items() if size is not None})
+    optimizer = "muon" if config.optimizer == "muonclip" else config.optimizer
+    return network.build(model, here, base, picked(Hyperparameters, config, optimizer=optimizer))
+
+
+def settings(config):
+    """The `optim.Settings` of a complete config."""
+    return picked(Settings, config)
+
+
+def record_of(config):
+    """The config as a results file holds it."""
+    return asdict(config)

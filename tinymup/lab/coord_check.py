@@ -1,0 +1,185 @@
+"""Coordinate check: do activations and their changes keep their size as the network grows?
+
+It tests a parametrization as a gradient check tests a backward pass (Yang et al. 2022,
+arXiv:2203.03466, App. D.1). Small networks of several widths take the first steps of a training
+run, on one batch. It measures the RMS of every activation x and the spectral norm of every
+effective matrix W = A w, and the same of their changes Δx and ΔW since initialisation. In a log-log
+plot against width, a quantity that is proportional to width^s has slope s. Under μP activations
+must have slope 0, and matrices that of √(fan_out/fan_in), the spectral condition.
+
+ΔW is not the update of a single step, because that says little under SGD. An SGD step is as large
+as the gradient of the moment. Where the learning rate is so large that the loss goes up and down,
+a narrow network has its large gradients in other steps than a wide one. (With a constant lr of 2^-1
+the slopes of single updates are wrong by up to 0.47, and the sign changes from step to step; those
+of ΔW are wrong by up to 0.21.) In the first step, where both are the same, nothing is lost. For the
+same reason the learning rate warms up as in training.
+"""
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy
+
+from ..backend import to_device, to_host
+from . import data, run
+from .config import build, complete
+
+TOLERANCE = 0.25   # half of ½, the smallest error in a slope that a wrong exponent causes
+
+
+class Measurement(NamedTuple):
+    """step counts updates: 0 is initialisation. quantity: x, Δx, W or ΔW."""
+
+    width: int
+    seed: int
+    step: int
+    quantity: str
+    name: str
+    mean_abs: float     # of x and Δx
+    rms: float          # of x and Δx
+    spectral: float     # of W and ΔW: the largest singular value
+
+
+def measure(config, corpus, widths, seeds, steps):
+    """The `Measurement`s of a config at several widths and seeds, over steps updates."""
+    configs = [complete(replace(config, width=w, seed=s)) for w in widths for s in seeds]
+    return [m for c in configs for m in measure_one(c, corpus, steps)]
+
+
+def measure_one(config, corpus, steps):
+    """The same for one network."""
+    network, params, optimizer, _ = run.start(config, corpus, None)
+    batch = data.training_batch(corpus, config.seed, 0, config.batch, config.seq)
+    ids, targets = map(to_device, batch)
+    found, start = [], None
+
+    def add(step, quantity, name, *numbers):
+        found.append(Measurement(config.width, config.seed, step, quantity, name, *numbers))
+
+    for step in range(steps + 1):
+        seen, largest = {}, {}
+
+        def watch(name, x):
+            seen[name] = to_host(x).copy()
+
+        _, grads = network.loss_and_gradients(params, ids, targets, watch, largest)
+        weights = {row.name: row.mult * to_host(params[row.name]).astype(float)
+                   for row in network.rows if len(row.shape) == 2}
+        start = start or (seen, weights)
+        for name, x in seen.items():
+            add(step, "x", name, *sizes(x), None)
+            if step:
+                add(step, "Δx", name, *sizes(x - start[0][name]), None)
+        for name, w in weights.items():
+            add(step, "W", name, None, None, spectral_norm(w))
+            if step:
+                add(step, "ΔW", name, None, None, spectral_norm(w - start[1][name]))
+        run.update(config, network, params, optimizer, grads, largest, step)
+    return found
+
+
+def sizes(x):
+    """(mean |x|, √(mean x²))"""
+    return float(numpy.abs(x).mean()), math.sqrt(numpy.square(x, dtype=float).mean())
+
+
+def spectral_norm(w):
+    """The largest singular value of a float64 matrix, from the smaller Gram matrix."""
+    gram = w @ w.T if w.shape[0] < w.shape[1] else w.T @ w
+    return math.sqrt(max(0.0, numpy.linalg.eigvalsh(gram)[-1]))
+
+
+class Slope(NamedTuple):
+    """The slope of a quantity against width, and its `bounds`. None: no bound."""
+
+    step: int
+    quantity: str
+    name: str
+    slope: float
+    low: float
+    high: float
+
+    @property
+    def passes(self):
+        """Whether the slope lies within its bounds."""
+        return ((self.low is None or self.slope >= self.low)
+                and (self.high is None or self.slope <= self.high))
+
+
+def slopes(measurements, expected):
+    """The least-squares `Slope` of log2 size against log2 width, for every quantity.
+
+    The size is the mean over seeds. expected: see `expected_slopes`.
+    """
+    by_key = {}
+    for m in measurements:
+        value = m.spectral if m.rms is None else m.rms
+        by_width = by_key.setdefault((m.step, m.quantity, m.name), {})
+        by_width.setdefault(m.width, []).append(value)
+    found = []
+    for (step, quantity, name), by_width in by_key.items():
+        with numpy.errstate(divide="ignore", invalid="ignore"):
+            y = numpy.log2([numpy.mean(values) for values in by_width.values()])
+        finite = numpy.isfinite(y).all()
+        slope = float(numpy.polyfit(numpy.log2(list(by_width)), y, 1)[0]) if finite else math.nan
+        found.append(Slope(step, quantity, name, slope, *bounds(quantity, name, expected)))
+    return found
+
+
+def bounds(quantity, name, expected):
+    """(low, high) of a slope: what the theory expects ± TOLERANCE.
+
+    Logits have slopes from −½ to 0. They are the sum of an aligned part, whose size is constant,
+    and of a random part that shrinks like 1/√width. At initialisation there is only the random
+    part. A change of the logits has one because the gradients of other tokens and bytes interfere,
+    less so the wider the network: the two parts are of similar size where the width is similar to
+    the vocabulary. The same holds for attention logits if the head dimension grows.
+
+    W has no bounds: it is the sum of its random start, whose norm follows other laws, and ΔW.
+    """
+    if quantity == "W":
+        return None, None
+    low, high = expected[name] if quantity == "ΔW" else (-0.5 * name.endswith("logits"), 0.0)
+    return low - TOLERANCE, high + TOLERANCE
+
+
+def expected_slopes(narrow, wide):
+    """{matrix: (lowest, highest) slope of its ΔW} by theory, for two networks of different width.
+
+    It is the slope of √(fan_out/fan_in). Under SGD a matrix without a width, such as the embedding
+    of the MLP, has −½ to 0: its gradient is a sum over the width, and like the logits random first.
+    """
+    octaves = math.log2(wide.architecture.width / narrow.architecture.width)
+    found = {}
+    for a, b in zip(narrow.rows, wide.rows):
+        if len(a.shape) == 2:
+            fan_in, fan_out = (math.log2(y / x) / octaves for x, y in zip(a.shape, b.shape))
+            slope = (fan_out - fan_in) / 2
+            random = a.role == "scalar" and a.optimizer == "sgd"
+            found[a.name] = (slope - random / 2, slope)
+    return found
+
+
+def check(config, corpus, widths, seeds=(0, 1, 2), steps=8):
+    """(measurements, slopes, whether all slopes pass)"""
+    measurements = measure(config, corpus, widths, seeds, steps)
+    narrow, wide = (build(complete(replace(config, width=w))) for w in (min(widths), max(widths)))
+    found = slopes(measurements, expected_slopes(narrow, wide))
+    return measurements, found, all(slope.passes for slope in found)
+
+
+def report(found):
+    """A table of slopes: a row per quantity, a column per step, ! for one out of bounds."""
+    steps, rows = sorted({s.step for s in found}), {}
+    for s in found:
+        rows.setdefault((s.quantity, s.name), {})[s.step] = s
+    text = ["slope against width       " + "".join(f"{'step ' + str(t):>9}" for t in steps)]
+    order = ["x", "Δx", "W", "ΔW"]
+    for (quantity, name), at in sorted(rows.items(), key=lambda row: order.index(row[0][0])):
+        cells = (f"{at[t].slope:>8.2f}{' ' if at[t].passes else '!'}" if t in at else " " * 9
+                 for t in steps)
+        text.append(f"{quantity:2} {name:23}" + "".join(cells))
+    failing = sum(not s.passes for s in found)
+    text.append(f"FAIL: {failing} of {len(found)} slopes are out of bounds, marked !"
+                if failing else "PASS: all slopes are in bounds")
+    return "\n".join(text)

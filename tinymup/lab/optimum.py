@@ -1,0 +1,180 @@
+"""What records say: curves of loss against learning rate, their optima, and the drift with size."""
+import json
+import math
+import statistics
+from typing import NamedTuple
+
+SIZES = ("width", "depth", "head_dim", "batch", "seq", "steps")   # the first that varies counts
+LABELS = ("param", "optimizer", "model")                          # their values need no name
+STAYS, MOVES = 0.5, 1.0                                           # octaves: at most, at least
+
+
+class Point(NamedTuple):
+    """The runs of one size and learning rate. loss is None if one of them diverged or failed."""
+
+    lr: float
+    loss: float        # held-out, nats per byte: mean over seeds
+    low: float
+    high: float
+    seeds: int
+    by_seed: dict = {}  # seed → loss
+
+
+class Optimum(NamedTuple):
+    """Where a curve of loss against log2 lr is lowest."""
+
+    log2_lr: float     # vertex of the parabola through the best point and its neighbours
+    loss: float        # of the best point
+    exact: bool        # False if a neighbour is missing or diverged: then the best point itself
+
+
+def curves(records):
+    """(size field, {group label: {size: [Point, …]}}), the points in the order of lr.
+
+    A group is a combination of all that varies, other than size, lr and seed.
+    """
+    configs = [record["config"] for record in records]
+    varying = [f for f in configs[0] if any(c[f] != configs[0][f] for c in configs)]
+    size = next((f for f in SIZES if f in varying), "width")
+    named = group_fields(configs, size, [f for f in varying if f not in (size, "lr", "seed")])
+    table = {}
+    for record in records:
+        c = record["config"]
+        label = ", ".join(str(c[f]) if f in LABELS else f"{f} {c[f]}" for f in named or ["param"])
+        by_lr = table.setdefault(label, {}).setdefault(c[size], {})
+        by_lr.setdefault(c["lr"], {})[c.get("seed", 0)] = record["loss"]
+    return size, {label: {s: [point(lr, by_lr[lr]) for lr in sorted(by_lr)]
+                          for s, by_lr in sorted(by_size.items())}
+                  for label, by_size in table.items()}
+
+
+def group_fields(configs, size, varying):
+    """The fewest varying fields that tell the groups apart.
+
+    A field that follows from the size and the fields before it, as a default does, is left out.
+    """
+    def distinct(names):
+        return len({json.dumps([c[f] for f in names]) for c in configs})   # betas are a list
+    named = []
+    for field in sorted(varying, key=lambda f: f not in LABELS):
+        if distinct([size, *named, field]) > distinct([size, *named]):
+            named.append(field)
+    return named
+
+
+def point(lr, losses):
+    """The `Point` of the losses {seed: loss}, with None for a run without a loss."""
+    known = losses.values()
+    if None in known:
+        return Point(lr, None, None, None, len(losses), losses)
+    return Point(lr, sum(known) / len(losses), min(known), max(known), len(losses), losses)
+
+
+def optimum(points):
+    """The `Optimum` of a curve; None if no point has a loss."""
+    valid = [i for i, p in enumerate(points) if p.loss is not None]
+    if not valid:
+        return None
+    best = min(valid, key=lambda i: points[i].loss)
+    x, y = math.log2(points[best].lr), points[best].loss
+    if best - 1 not in valid or best + 1 not in valid:
+        return Optimum(x, y, False)
+    (x0, y0), (x2, y2) = ((math.log2(points[i].lr), points[i].loss) for i in (best - 1, best + 1))
+    left, right = (y - y0) / (x - x0), (y2 - y) / (x2 - x)    # slopes of chords, left ≤ 0 ≤ right
+    vertex = (x0 + x) / 2 - left * (x2 - x0) / 2 / (right - left) if right > left else x
+    return Optimum(vertex, y, True)
+
+
+class Movement(NamedTuple):
+    """How far the best learning rate moves, by the mean over seeds and by each of them."""
+
+    octaves: float     # from the smallest size to the largest; None if either has no best lr
+    exact: bool        # whether both optima are
+    per_doubling: float
+    by_seed: list      # of the seeds that all runs share and that have a best lr at both sizes
+    shared: list       # those seeds; the mean is over them
+    differ: bool       # whether other seeds have runs too
+
+
+def drift(by_size):
+    """(octaves from the best lr of the smallest size to that of the largest, whether exact)."""
+    return movement(by_size)[:2]
+
+
+def movement(by_size):
+    """The `Movement` of {size: [Point, …]}."""
+    ends = list(by_size)[0], list(by_size)[-1]
+    seeds = [set(p.by_seed) for points in by_size.values() for p in points]
+    shared = set.intersection(*seeds)
+    first, last = (optimum(of_seeds(by_size[end], shared or None)) for end in ends)
+    moves = [found[1].log2_lr - found[0].log2_lr for seed in sorted(shared)
+             if None not in (found := [optimum(of_seeds(by_size[end], {seed})) for end in ends])]
+    differ = any(found != shared for found in seeds)
+    if None in (first, last):
+        return Movement(None, False, None, moves, sorted(shared), differ)
+    octaves, doublings = last.log2_lr - first.log2_lr, math.log2(ends[1] / ends[0])
+    return Movement(octaves, first.exact and last.exact, doublings and octaves / doublings, moves,
+                    sorted(shared), differ)
+
+
+def of_seeds(points, seeds):
+    """The points of some seeds only; of all if None."""
+    return points if seeds is None else [
+        point(p.lr, {seed: loss for seed, loss in p.by_seed.items() if seed in seeds})
+        for p in points]
+
+
+def in_words(moved):
+    """A movement that has octaves, as -0.24 ± 0.02 octaves: ± the standard deviation over seeds."""
+    spread = f" ± {statistics.stdev(moved.by_seed):.2f}" if len(moved.by_seed) > 1 else ""
+    return f"{moved.octaves:+.2f}{spread} octaves"
+
+
+def report(size, groups):
+    """For each group a table of loss against size and lr, the best marked *, and the drift."""
+    text = []
+    for label, by_size in groups.items():
+        lrs = sorted({p.lr for points in by_size.values() for p in points})
+        counts = sorted({p.seeds for points in by_size.values() for p in points})
+        seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+        lines = [table_line(s, points, lrs) for s, points in by_size.items()]
+        lines = [[f"{size}", *(f"2^{math.log2(lr):.3g}" for lr in lrs), "log2 lr*"], *lines]
+        widths = [max(least, *(len(line[i]) + 1 for line in lines))
+                  for i, least in enumerate([8, *[9] * len(lrs), 11])]
+        text += ["", f"{label}: held-out loss, nats per byte"
+                 + (f", mean of {seeds} seeds" if counts[-1] > 1 else ""),
+                 *("".join(map(str.rjust, line, widths)) for line in lines)]
+        if len(by_size) > 1:
+            text.append(drift_line(label, size, by_size))
+    if any("?" in row[-1:] for row in text):
+        text.append("? the best lr lies at the edge of the grid or beside divergence: "
+                    "extend --lr to place it")
+    return "\n".join(text[1:])
+
+
+def table_line(s, points, lrs):
+    """The cells of one size: its name, the losses, the best log2 lr."""
+    at, best = {p.lr: p for p in points}, optimum(points)
+    cells = ["" if lr not in at else "no loss" if at[lr].loss is None else
+             f"{at[lr].loss:.3f}" + ("*" if best and at[lr].loss == best.loss else " ")
+             for lr in lrs]
+    found = f"{best.log2_lr:.2f}{' ' if best.exact else '?'}" if best else "none"
+    return [str(s), *cells, found]
+
+
+def drift_line(label, size, by_size):
+    """One sentence on how far the optimum moved."""
+    moved = movement(by_size)
+    first, *_, last = by_size
+    if moved.octaves is None:
+        return f"{label}: at {size} {first} or {last} every run diverged or failed"
+    octaves, count = abs(moved.octaves), len(moved.shared)
+    verdict = "stays" if octaves <= STAYS else "moves" if octaves >= MOVES else "drifts"
+    notes = [f"{moved.per_doubling:+.2f} per doubling"]
+    if moved.differ:
+        notes.append(f"of the seeds that all have: {', '.join(map(str, moved.shared))}"
+                     if count else "no seed has run everywhere")
+    elif count > 1:
+        notes.append(f"{count} seeds")
+    return (f"{label}: the best lr moves by {in_words(moved)} from {size} {first} to {last}: "
+            f"it {verdict} ({'; '.join(notes)})" + ("" if moved.exact else " (?)"))

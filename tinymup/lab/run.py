@@ -1,0 +1,234 @@
+"""One training run: a config in, a record out."""
+import ctypes
+import math
+import platform
+import sys
+import time
+
+import numpy
+from tqdm import tqdm
+
+from .. import optim
+from ..backend import generator, to_device, to_host, use, xp
+from ..network import initialize
+from . import checkpoint, data
+from .config import build, record_of, settings
+from .terminal import say, say_once, watched
+
+LOGS = 20                # points of a loss curve
+HELD_OUT_BATCHES = 16
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3   # from glibc's malloc.h
+
+
+def keep_freed_memory():
+    """Asks glibc to reuse freed memory for the next array instead of returning it to the system.
+
+    Each step allocates the same arrays as the one before, and fresh pages are slow to touch. With
+    another C library this does nothing. CuPy's memory pool does the same by itself.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        libc.mallopt(M_TOP_PAD, 1 << 26)
+
+
+def versions():
+    """What a result may depend on besides the config."""
+    return {"python": platform.python_version(), "numpy": numpy.__version__,
+            "arrays": xp.__version__, "machine": platform.machine()}
+
+
+def diverged(loss, first):
+    """Whether a loss is not finite, or far above a uniform guess and the first loss of the run."""
+    return not (math.isfinite(loss) and loss <= 2 * max(math.log(data.VOCAB), first))
+
+
+def finite(x):
+    """x, or None if it is infinite or NaN, which JSON does not have."""
+    return x if math.isfinite(x) else None
+
+
+def sample(network, params, prompt, length, seq, seed):
+    """prompt (bytes), continued by length bytes drawn from the model given the last seq bytes."""
+    text = list(prompt)
+    rng = generator(seed, "sample")
+    for _ in range(length):
+        logits = to_host(network.logits(params, to_device(numpy.array([text[-seq:]]))))[-1]
+        p = numpy.exp(logits.astype(numpy.float64) - logits.max())
+        text.append(int(rng.choice(len(p), p=p / p.sum())))
+    return bytes(text)
+
+
+def training_step(config, network, params, optimizer, corpus, step):
+    """Batch, forward, backward, update. Does not wait for the device.
+
+    Returns the loss and {name of the attention logits: the largest of each head}.
+    """
+    batch = data.training_batch(corpus, config.seed, step, config.batch, config.seq)
+    ids, targets = map(to_device, batch)
+    largest = {}
+    loss, grads = network.loss_and_gradients(params, ids, targets, largest=largest)
+    update(config, network, params, optimizer, grads, largest, step)
+    return loss, largest
+
+
+def update(config, network, params, optimizer, grads, largest, step):
+    """Clips the gradients, takes the optimizer's step, clips the queries and keys."""
+    if config.clip:
+        optim.clip(grads, network.rows, config.clip)
+    factor = optim.schedule(config.schedule, step, config.steps, config.warmup)
+    optimizer.step(params, grads, step, factor)
+    if config.optimizer == "muonclip":
+        optim.qk_clip(params, network.rows, largest, config.qk_clip_threshold)
+
+
+def held_out_loss(config, network, params, corpus):
+    """The mean loss on the held-out batches, in nats per byte."""
+    batches = data.held_out_batches(corpus, HELD_OUT_BATCHES, config.batch, config.seq)
+    total = sum(network.loss(params, *map(to_device, batch)) for batch in batches)
+    return float(to_host(total)) / len(batches)
+
+
+def log(done, step, losses, peaks):
+    """Adds a point to the curve in done and returns its mean loss. Waits for the device."""
+    losses = to_host(xp.stack(losses)).astype(float)
+    mean = float(losses.mean())
+    first = done.setdefault("first", float(losses[0]))   # the mean may include a blow-up already
+    done["step"] = step
+    done["curve"].append([step, finite(mean)])
+    if peaks:
+        heads = to_host(xp.stack(list(peaks.values())))
+        done["largest_logits"].append(
+            [step, [[finite(float(f"{s:.5g}")) for s in block] for block in heads]])
+    if diverged(mean, first):
+        done["status"] = "diverged"
+    return mean
+
+
+def record(config, corpus, done):
+    """What the results file keeps of a run."""
+    return {"key": done["key"], "status": done["status"],
+            "loss": done["loss"] if done["status"] == "done" else None,
+            "config": record_of(config), "corpus": corpus.digest, "curve": done["curve"],
+            "largest_logits": done["largest_logits"], "seconds": done["seconds"],
+            "tokens_per_second": speed(config, done), "versions": versions()}
+
+
+def speed(config, done):
+    """Tokens per second so far."""
+    return done["step"] * config.batch * config.seq / done["seconds"]
+
+
+class Progress:
+    """A progress bar on a terminal, lines elsewhere, or nothing."""
+
+    def __init__(self, config, start, shown):
+        self.config, self.lines = config, shown and not watched()
+        self.bar = tqdm(total=config.steps, initial=start, unit="step", leave=False,
+                        disable=not shown or self.lines)
+
+    def log(self, step, mean, tokens_per_second):
+        """Shows a point of the curve."""
+        text = f"loss {mean:.4f}   {tokens_per_second:,.0f} tokens/s"
+        self.bar.set_postfix_str(text)
+        if self.lines:
+            say(f"step {step:6d}/{self.config.steps}   {text}")
+
+
+def start(config, corpus, checkpoint_path):
+    """(network, params, optimizer, done): a run before its first step, or as a checkpoint has it.
+
+    Errors: ValueError if the checkpoint is damaged or of another run.
+    """
+    use(config.device)
+    keep_freed_memory()
+    network = build(config)
+    params = initialize(network.rows, config.seed, config.dtype)
+    optimizer = optim.Optimizer(network.rows, params, settings(config))
+    key = config.key(corpus.digest)
+    done = {"key": key, "step": 0, "status": "running", "curve": [], "largest_logits": [],
+            "seconds": 0.0}
+    if checkpoint_path and checkpoint_path.exists():
+        params, optimizer.state, done = loaded(checkpoint_path, key, params, optimizer.state)
+    return network, params, optimizer, done
+
+
+def loaded(path, key, params, state):
+    """What a checkpoint of this run holds: arrays like params and state, and its progress.
+
+    Errors: ValueError if it is damaged, of another run, or not what `train` writes.
+    """
+    def form(arrays):
+        return {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    *arrays, done = checkpoint.load(path)
+    if not isinstance(done, dict) or done.get("key") != key:
+        raise ValueError(f"{path} belongs to another config or corpus: "
+                         "use another --out, or run without --resume")
+    if list(map(form, arrays)) != [form(params), form(state)] or not plausible(done):
+        raise ValueError(f"{path} has not the arrays and numbers of this run: "
+                         "delete it, and the run starts from its beginning")
+    return *arrays, done
+
+
+def plausible(done):
+    """Whether the progress of a checkpoint is what a run can have written."""
+    needed = {"running": "first", "diverged": "first", "done": "loss"}.get(done.get("status"))
+    numbers = [done.get(name) for name in ("step", "seconds", "first", needed)]
+    return (all(type(x) in (int, float) for x in numbers) and type(numbers[0]) is int
+            and numbers[0] > 0 and numbers[1] > 0
+            and all(isinstance(done.get(name), list) and all(
+                isinstance(point, list) and len(point) == 2 for point in done[name])
+                for name in ("curve", "largest_logits")))
+
+
+def save(path, params, state, done):
+    """Writes a checkpoint. Where that is impossible the run goes on without, and says so."""
+    try:
+        checkpoint.save(path, params, state, done)
+    except OSError as error:
+        say_once(f"warning: no checkpoint can be written: {path}: {error.strerror}")
+
+
+def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds=60.0,
+          final_checkpoint=True, progress=True):
+    """Trains the network of a complete config and returns (record, network, params).
+
+    The record has plain numbers, strings and lists: status "done" or "diverged", the held-out loss
+    at the end in nats per byte, the curve [[step, training loss since the last point]],
+    largest_logits [[step, by block and head the largest attention logit since the last point]],
+    seconds, tokens_per_second, and what tells the run from others.
+
+    A checkpoint is written to checkpoint_path at the first log point after every checkpoint_seconds
+    and, if final_checkpoint, at the end. With resume, a run continues from it bit for bit.
+    """
+    network, params, optimizer, done = start(config, corpus, resume and checkpoint_path)
+    every = max(1, config.steps // LOGS)
+    losses, peaks = [], {}
+    clock = saved = time.perf_counter()
+    shown = Progress(config, done["step"], progress)
+    with shown.bar, numpy.errstate(all="ignore"):
+        while done["status"] == "running" and done["step"] + len(losses) < config.steps:
+            step = done["step"] + len(losses)
+            loss, largest = training_step(config, network, params, optimizer, corpus, step)
+            losses.append(loss)
+            peaks = {name: xp.maximum(peaks.get(name, s), s) for name, s in largest.items()}
+            shown.bar.update()
+            last = step + 1 == config.steps
+            if (step + 1) % every and not last:
+                continue
+            mean = log(done, step + 1, losses, peaks)
+            losses, peaks = [], {}
+            now = time.perf_counter()
+            done["seconds"] += now - clock
+            shown.log(step + 1, mean, speed(config, done))
+            if checkpoint_path and now - saved > checkpoint_seconds and not last:
+                save(checkpoint_path, params, optimizer.state, done)
+                saved = time.perf_counter()
+            clock = time.perf_counter()
+        if done["status"] == "running":
+            done["loss"] = held_out_loss(config, network, params, corpus)
+            done["status"] = "diverged" if diverged(done["loss"], done["first"]) else "done"
+    if checkpoint_path and final_checkpoint:
+        save(checkpoint_path, params, optimizer.state, done)
+    return record(config, corpus, done), network, params
