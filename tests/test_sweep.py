@@ -7,14 +7,17 @@ import pathlib
 import random
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import Future
+from contextlib import suppress
 
 import pytest
 
 import train
-from tinymup.lab import optimum, plot, sweep
+from tinymup.lab import data, optimum, plot, sweep
 from tinymup.lab.config import Config, complete, record_of
 from tinymup.lab.optimum import Point, curves, drift, point, report
 from tinymup.lab.results import Results
@@ -368,6 +371,208 @@ train.main(sys.argv[1:])"""
     trained = replay(finished, monkeypatch)
     assert command([*SIX, "--no-plot"], tmp_path) == 0
     assert outcome(lines(tmp_path)) == outcome(lines(finished)) and len(trained) == 4
+
+
+# Surroundings
+
+def short_run(folder):
+    """A config of two steps on a text in the folder, and its key."""
+    text = folder / "text.txt"
+    text.write_text("some words " * 200)
+    config = complete(Config(model="mlp", width=8, steps=2, warmup=1, batch=2, seq=8,
+                             data=(str(text),)))
+    return config, config.key(data.load(config.data, 8).digest)
+
+
+def test_a_worker_imports_nothing_from_the_current_folder(tmp_path, monkeypatch):
+    config, key = short_run(tmp_path)
+    trap = f"open({str(tmp_path / 'trapped')!r}, 'a').write(__name__ + ' ')\n"
+    for name in ("json", "numpy", "signal", "os", "threading", "enum", "hashlib"):
+        (tmp_path / f"{name}.py").write_text(trap)
+    (tmp_path / "tinymup/lab").mkdir(parents=True)
+    for name in ("__init__", "lab/__init__", "lab/worker"):
+        (tmp_path / f"tinymup/{name}.py").write_text(trap)
+    monkeypatch.chdir(tmp_path)
+    record = sweep.Workers(1).train(config, key, None, False)
+    assert record["status"] == "done", record
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_the_folder_of_the_project_may_have_a_colon_in_its_name(tmp_path):
+    project = tmp_path / "a:b ü"
+    shutil.copytree(ROOT / "tinymup", project / "tinymup")
+    shutil.copy(ROOT / "train.py", project)
+    process = subprocess.run(
+        [sys.executable, project / "train.py", *TINY, "--width", "8", "--lr", "2^-6", "2^-5",
+         "--no-plot", "--out", tmp_path / "out"], env=ONE_THREAD, text=True, capture_output=True)
+    assert process.returncode == 0, process.stderr
+    assert {r["status"] for r in lines(tmp_path / "out")} == {"done"}
+
+
+NOISE = """
+import atexit, os, sys
+def noise():
+    os.write(2, b"noise on stderr \\xff" * 20000)
+    os.write(1, b"{} noise on stdout \\xff")
+noise()
+atexit.register(noise)
+"""
+
+
+def test_noise_on_the_streams_of_a_worker_neither_stops_it_nor_hides_its_record(
+        tmp_path, monkeypatch):
+    config, key = short_run(tmp_path)
+    (tmp_path / "noisy").mkdir()
+    (tmp_path / "noisy/sitecustomize.py").write_text(NOISE)   # runs before anything of ours
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "noisy"))
+    record = sweep.Workers(1).train(config, key, None, False)
+    assert record["status"] == "done" and record["key"] == key
+
+
+def closed():
+    os.close(2)
+
+
+def full():
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+
+
+def unread():
+    end, other = os.pipe()
+    os.close(end)
+    os.dup2(other, 2)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux")
+@pytest.mark.parametrize("stderr", [closed, full, unread])
+def test_a_closed_full_or_broken_stderr_does_not_end_a_sweep(stderr, tmp_path):
+    process = subprocess.run(
+        [sys.executable, ROOT / "train.py", *TINY, "--width", "32", "--lr", "2^-6", "2^-5",
+         "--no-plot", "--out", tmp_path], env=ONE_THREAD, stdout=subprocess.PIPE, text=True,
+        preexec_fn=stderr)
+    assert process.returncode == 0 and "log2 lr*" in process.stdout
+    assert [r["status"] for r in lines(tmp_path)] == ["done", "done"]
+
+
+# Interruptions and failures of the sweep's own process
+
+class Ended:
+    """Replaces `sweep.Local`: every run has ended when it is submitted."""
+
+    window, slots = 4, 2
+
+    def __init__(self, jobs):
+        self.stopped = False
+
+    def submit(self, config, key, checkpoint, resume):
+        future = Future()
+        future.set_result(made_up(config, key))
+        return future
+
+    def record(self, future, config, key):
+        return future.result()
+
+    def stop(self):
+        self.stopped = True
+
+    close = stop
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_interruption_keeps_every_run_that_has_ended(moment, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "Local", Ended)
+    append, calls = Results.append, []
+
+    def interrupted(self, record):
+        calls.append(record)
+        if moment == "after" or len(calls) > 1:
+            append(self, record)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+    monkeypatch.setattr(Results, "append", interrupted)
+    assert command([*SIX, "--no-plot"], tmp_path) == 130
+    assert len({r["key"] for r in lines(tmp_path)}) == 4    # all that were submitted
+
+
+def test_no_worker_starts_once_a_sweep_has_ended(monkeypatch):
+    workers = sweep.Workers(2)
+    workers.kill()
+    monkeypatch.setattr(subprocess, "Popen", no_training)
+    record = workers.train(complete(Config()), "key", None, False)
+    assert record["status"] == "failed"
+
+
+@needs_proc
+def test_an_interruption_of_the_sweep_alone_while_workers_start_hangs_nothing(tmp_path):
+    for fraction in (0.0, 0.1, 0.3):
+        process = start([*LONG, "--jobs", "2"], tmp_path)
+        while not children(process):         # the interpreter of the first worker starts
+            assert process.poll() is None
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(fraction)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=PATIENCE)[1]
+        assert process.returncode == 130 and "Traceback" not in said
+    assert {r["status"] for r in lines(tmp_path)} <= {"done"}
+
+
+def test_a_thread_that_cannot_start_is_one_line(tmp_path, monkeypatch, capsys):
+    def submit(*_):
+        raise RuntimeError("can't start new thread")
+    monkeypatch.setattr(sweep.ThreadPoolExecutor, "submit", submit)
+    assert "fewer --jobs" in refusal(SIX, tmp_path, capsys)
+
+
+def test_a_process_that_cannot_start_is_a_failed_run(monkeypatch):
+    def popen(*_, **__):
+        raise OSError(24, "Too many open files")
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    record = sweep.Workers(1).train(complete(Config()), "key", None, False)
+    assert record["status"] == "failed" and "Too many open files" in record["reason"]
+
+
+@pytest.mark.parametrize("full_disk", [False, True])
+def test_a_checkpoint_is_deleted_only_when_its_record_is_on_the_disk(
+        full_disk, tmp_path, monkeypatch):
+    def worker(self, config, key, checkpoint, resume):
+        pathlib.Path(checkpoint).write_text("arrays")
+        return made_up(config, key)
+    append = Results.append
+
+    def checked(self, record):
+        assert (tmp_path / f"{record['key']}.npz").exists()
+        if full_disk:
+            raise ValueError("No space left")
+        append(self, record)
+    monkeypatch.setattr(sweep.Workers, "train", worker)
+    monkeypatch.setattr(Results, "append", checked)
+    assert command([*SIX, "--no-plot"], tmp_path) == (2 if full_disk else 0)
+    assert len(list(tmp_path.glob("*.npz"))) >= 1 if full_disk else not list(tmp_path.glob("*.npz"))
+
+
+def test_the_warnings_of_all_runs_are_said_once_of_each_kind(tmp_path, monkeypatch, capsys):
+    def worker(self, config, key, checkpoint, resume):
+        return made_up(config, key) | {
+            "warnings": [f"warning: no checkpoint can be written: {checkpoint}: Full"],
+            "versions": {"python": "3.0.1", "numpy": "1.2.3"}}
+    monkeypatch.setattr(sweep.Workers, "train", worker)
+    assert command([*SIX, "--no-plot"], tmp_path) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(said) == 3 and ".npz" in said[0]
+    assert "python" in said[1] and "3.0.1" in said[1] and "numpy" in said[2]
+    assert all("warnings" not in r and r["versions"]["numpy"] == "1.2.3" for r in lines(tmp_path))
+
+
+def test_the_progress_has_running_done_failed_speed_and_time_left(tmp_path, capsys):
+    state = sweep.Sweep(list(range(10)), {}, None, True)
+    state.counts.update(done=2, diverged=1, failed=1)
+    state.start -= 120                       # four runs in two minutes
+    state.told -= 61
+    state.show(2)
+    said = capsys.readouterr().err
+    assert "2 running, 3 done, 1 failed, 2 runs/min, 3 min left" in said
+    state.show(2)
+    assert capsys.readouterr().err == ""     # a line a minute where there is no terminal
 
 
 # The grid

@@ -106,7 +106,7 @@ class Sweep:
                 self.rescue(executor)
             finally:
                 executor.stop()
-            if isinstance(error, RuntimeError):         # can't start new thread
+            if isinstance(error, RuntimeError) and "thread" in str(error):   # none can be started
                 raise ValueError(f"{error}: choose fewer --jobs; finished runs are kept") from None
             raise
 
