@@ -246,6 +246,77 @@ def test_a_run_does_not_continue_from_a_damaged_checkpoint(tmp_path):
         train(TINY, tmp_path / "run.npz", resume=True)
 
 
+WRONG = {"another parameter": lambda p, s, d: p.update(extra=p["embedding"]),
+         "a parameter missing": lambda p, s, d: p.popitem(),
+         "another shape": lambda p, s, d: p.update(embedding=p["embedding"][:-1]),
+         "another type": lambda p, s, d: p.update(embedding=p["embedding"].astype("float16")),
+         "a moment missing": lambda p, s, d: s.popitem(),
+         "a step that is text": lambda p, s, d: d.update(step="ten"),
+         "a negative step": lambda p, s, d: d.update(step=-3),
+         "no first loss": lambda p, s, d: d.pop("first"),
+         "no curve": lambda p, s, d: d.pop("curve"),
+         "a curve of numbers": lambda p, s, d: d.update(curve=[1, 2]),
+         "an unknown status": lambda p, s, d: d.update(status="won"),
+         "no time": lambda p, s, d: d.update(seconds=None),
+         "a list of a status": lambda p, s, d: d.update(status=["done"])}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_a_checkpoint_with_a_valid_checksum_and_wrong_content_is_refused_in_one_line(
+        change, finished, tmp_path):
+    params, state, done = checkpoint.load(finished[0])
+    change(params, state, done)
+    checkpoint.save(tmp_path / "run.npz", params, state, done)
+    with pytest.raises(ValueError, match="delete it") as error:
+        train(TINY, tmp_path / "run.npz", resume=True)
+    assert "run.npz" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_progress_that_is_no_table_is_refused(finished, tmp_path):
+    params, state, _ = checkpoint.load(finished[0])
+    checkpoint.save(tmp_path / "run.npz", params, state, [1, 2])
+    with pytest.raises(ValueError, match="another config"):
+        train(TINY, tmp_path / "run.npz", resume=True)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_once_and_fails_no_run(
+        finished, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "run.npz"       # its folder is a file
+    record, *_ = train(TINY, path)             # tries at every point of the curve
+    assert timeless(record) == timeless(finished[1])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(path) in said and "no checkpoint" in said
+
+
+def test_a_checkpoint_is_written_through_no_link_and_leaves_nothing_but_itself(
+        tmp_path, monkeypatch):
+    outside = tmp_path / "outside"
+    outside.write_text("kept")
+    out = tmp_path / "out"
+    out.mkdir()
+    token = "0f" * 8
+    monkeypatch.setattr(checkpoint.secrets, "token_hex", lambda n: token)
+    for name in ("run.tmp", f".run.{token}.tmp"):   # the second as if it had been guessed
+        (out / name).symlink_to(outside)
+    with pytest.raises(FileExistsError):
+        checkpoint.save(out / "run.npz", ARRAYS, {}, PROGRESS)
+    monkeypatch.undo()
+    checkpoint.save(out / "run.npz", ARRAYS, {}, PROGRESS)
+    assert outside.read_text() == "kept"
+    assert [f.name for f in out.iterdir() if not f.is_symlink()] == ["run.npz"]
+
+
+@pytest.mark.parametrize("broken", ["os.fsync", "os.replace", "numpy.savez"])
+def test_a_failed_write_leaves_no_temporary_file(broken, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(broken, fail)
+    with pytest.raises(OSError):
+        checkpoint.save(tmp_path / "run.npz", ARRAYS, {}, PROGRESS)
+    assert not list(tmp_path.iterdir())
+
+
 # The record
 
 @each_kind
