@@ -173,7 +173,7 @@ def loaded(path, key, params, state):
 
 def plausible(done):
     """Whether the progress of a checkpoint is what a run can have written."""
-    needed = {"running": "first", "diverged": "first", "done": "loss"}.get(done.get("status"))
+    needed = {"running": "first", "diverged": "first", "done": "loss"}.get(str(done.get("status")))
     numbers = [done.get(name) for name in ("step", "seconds", "first", needed)]
     return (all(type(x) in (int, float) for x in numbers) and type(numbers[0]) is int
             and numbers[0] > 0 and numbers[1] > 0
