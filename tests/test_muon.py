@@ -20,6 +20,7 @@ from tinymup.scaling import (
 from trajectories import distance, logits_after
 
 TEXT = np.random.default_rng(0).integers(32, 127, 3000).astype(np.uint8)
+MUON = optim.Settings(momentum=0.95, nesterov=True)                 # the customary settings
 CORPUS = data.Corpus(TEXT[:2700], TEXT[2700:], "random")
 
 SHAPES = {"square": (24, 24), "wide": (16, 40), "tall": (40, 16)}                # (fan_in, fan_out)
@@ -46,7 +47,7 @@ STEPS = 10
 def trajectory(r, gradients, start=0.0, factors=(1.0,) * STEPS, **changes):
     """The matrix of row r before the first and after each step of the package's optimizer."""
     params = {r.name: np.zeros(r.shape) + start}
-    optimizer = optim.Optimizer([r], params, optim.MUON._replace(**changes))
+    optimizer = optim.Optimizer([r], params, MUON._replace(**changes))
     history = [params[r.name].copy()]
     for t, g in enumerate(gradients):
         optimizer.step(params, {r.name: g}, t, factors[t])
@@ -63,7 +64,7 @@ def gradients(shape, steps=STEPS, seed=0):
 # Momentum
 
 def test_the_command_line_and_the_library_have_the_same_customary_settings():
-    assert settings(complete(Config(optimizer="muon"))) == optim.MUON
+    assert settings(complete(Config(optimizer="muon"))) == MUON
 
 
 @pytest.mark.parametrize("nesterov", [True, False], ids=["nesterov", "plain"])
@@ -100,7 +101,7 @@ def test_the_momenta_of_the_two_forms_differ_by_the_factor_that_newton_schulz_di
     for form in ("ema", "sum"):
         w, m = np.zeros((16, 40)), np.zeros((16, 40))
         for g in gradients(w.shape, 3):
-            optim.muon([w], [g], [m], [0.1], optim.MUON._replace(momentum_form=form))
+            optim.muon([w], [g], [m], [0.1], MUON._replace(momentum_form=form))
         momenta[form] = m
     assert distance(momenta["sum"] * (1 - 0.95), momenta["ema"]) < EXACT
     first, second, third = gradients((16, 40), 3)
@@ -143,7 +144,7 @@ LISTS = {"square": (24, 24), "wide": (16, 48), "tall": (48, 18), "several to a b
 @pytest.mark.parametrize("shape", LISTS.values(), ids=LISTS)
 def test_a_list_of_matrices_is_its_matrices_one_by_one_to_the_last_bit(
         shape, dtype, heads, coefficients):
-    chosen = optim.MUON._replace(coefficients=coefficients)
+    chosen = MUON._replace(coefficients=coefficients)
     lists = random_lists(shape, 11, dtype)
     together = stepped(lists, chosen, heads)
     for i in range(11):
@@ -189,7 +190,7 @@ def test_a_step_on_a_mixed_list_is_a_step_on_each_parameter_alone(momentum_form)
         optimizer="muon", muon_per_head=True, lr=0.1, adam_lr=0.03, weight_decay=0.02))
     rows = [r._replace(lr=r.lr * (i + 1)) for i, r in enumerate(rows)]       # each its own
     assert {r.heads for r in rows if r.shape == WIDE} == {1, 2, 5}
-    chosen = optim.MUON._replace(momentum_form=momentum_form)
+    chosen = MUON._replace(momentum_form=momentum_form)
 
     def trained(rows):
         """Parameters and moments of these rows after four steps."""

@@ -366,7 +366,8 @@ def own_losses(rows, setting, steps=60):
 
 OWN_OPTIMIZERS = {"sgd": (dict(lr=0.1), optim.Settings()),
                   "adamw": (dict(lr=0.02), optim.Settings()),
-                  "muon": (dict(lr=0.1, adam_lr=0.02), optim.MUON)}
+                  "muon": (dict(lr=0.1, adam_lr=0.02),
+                           optim.Settings(momentum=0.95, nesterov=True))}
 
 
 def own_run(param, optimizer, here):

@@ -255,7 +255,7 @@ def test_the_gpu_is_refused_where_there_is_none(tmp_path, capsys):
 # Every flag has an effect
 
 SGD, MUON, UMUP = ["--optimizer", "sgd"], ["--optimizer", "muon"], ["--param", "umup"]
-MUONCLIP = ["--optimizer", "muonclip"]
+MUONCLIP, FP8 = ["--optimizer", "muonclip"], ["--matmul-format", "fp8"]
 EFFECTS = {   # field: (flags under which it has an effect, a value)
     "model": ([], "mlp"), "param": ([], "sp"), "optimizer": ([], "sgd"), "width": ([], "64"),
     "depth": ([], "2"), "head_dim": ([], "16"), "base_width": ([], "16"),
@@ -274,6 +274,7 @@ EFFECTS = {   # field: (flags under which it has an effect, a value)
     "newton_schulz_steps": (MUON, "3"), "qk_clip_threshold": (MUONCLIP, "0.01"),
     "alpha_attn": (UMUP, "2"), "alpha_ffn": (UMUP, "2"), "alpha_res": (UMUP, "2"),
     "alpha_res_ratio": (UMUP, "2"), "alpha_loss": (UMUP, "2"), "matmul_format": ([], "bf16"),
+    "rounded": (FP8, "all"), "loss_scale": (FP8, "2^20"),
     "data": ([], train.__file__), "dtype": ([], "float64"),
 }
 # The MLP has every field that the Transformer does not own, and no attention logits to clip.

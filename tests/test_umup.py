@@ -664,6 +664,14 @@ def test_last_projections_embedding_and_readout_stay_in_high_precision(name, mod
     assert all(m.formats is None for m in plain.values())
 
 
+@pytest.mark.parametrize("model", [Config(), Config(tied=True), Config(model="mlp")])
+def test_rounded_all_casts_every_product_with_a_matrix(model):
+    net = build(complete(replace(model, matmul_format="fp8", rounded="all")))
+    cast = {name for name, m in net.scales.mult.items() if m.formats}
+    matrices = {row.name for row in net.rows if len(row.shape) == 2 and not row.spec.lookups}
+    assert cast == matrices | {"output"}
+
+
 def test_about_seven_tenths_of_a_swiglu_blocks_products_are_cast():
     """3 + 2 · 8/3 of 4 + 3 · 8/3 squares of the width, which is 25/36."""
     net = build(complete(Config(width=768, ffn="swiglu", matmul_format="fp8")))
@@ -709,6 +717,29 @@ def test_fp8_loses_next_to_no_gradient_under_u_mup_and_most_under_sp_and_mup():
     """What unit scaling is for. At 16 × 64 tokens and width 128, seen: 0.0002; 0.60 and 0.71."""
     assert lost(Config(param="umup")) < 0.01
     assert lost(Config(param="sp")) > 0.5 < lost(Config(param="mup"))
+
+
+@pytest.mark.parametrize("param", ["sp", "mup", "umup"])
+def test_a_loss_scale_lifts_the_gradients_that_fp8_would_lose(param):
+    """SP and μP lose most of some gradient without it (test above) and next to none with 2^16."""
+    assert lost(Config(param=param, loss_scale=2.0**(0 if param == "umup" else 16))) < 0.01
+
+
+def test_a_loss_scale_too_large_saturates_the_format_and_changes_the_gradients():
+    def query_gradient(scale):
+        net, params, ids, targets = prepared(Config(matmul_format="fp8", loss_scale=scale))
+        return net.loss_and_gradients(params, ids, targets)[1]["block0.query"]
+    right, beyond = query_gradient(2.0**16), query_gradient(2.0**60)
+    assert np.linalg.norm(beyond) < 0.01 * np.linalg.norm(right)   # all entries are cut to ±57344
+
+
+@pytest.mark.parametrize("param", ["sp", "mup", "umup"])
+def test_in_float32_a_loss_scale_of_a_power_of_two_changes_no_bit(param):
+    def gradients(scale):
+        net, params, ids, targets = prepared(Config(param=param, width=32, batch=2, seq=8))
+        return net._replace(loss_scale=scale).loss_and_gradients(params, ids, targets)[1]
+    for name, g in gradients(1.0).items():
+        np.testing.assert_array_equal(gradients(2.0**16)[name], g)
 
 
 # Depth

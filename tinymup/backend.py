@@ -53,7 +53,6 @@ def generator(seed, purpose, step=0):
 
 
 BLOCK_BYTES = 1 << 17                                 # well inside the L2 cache of one core
-
 def blocks(x):
     """Slices of the first axis of x, each small enough to stay in cache. A GPU gets one slice."""
     rows = len(x) if xp.module is not numpy else max(1, len(x) * BLOCK_BYTES // x.nbytes)

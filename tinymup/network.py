@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from . import layers, ops, unit_scaling
 from .backend import generator, to_device
-from .number_formats import MATMUL_FORMATS
+from .number_formats import rounded
 from .resolve import (PARAMETRIZATIONS, attention_scale, branch_weight, relative_to, resolve,
                       tied_readout_mult)
 
@@ -24,6 +24,7 @@ class Network(NamedTuple):
     architecture: tuple
     rows: list
     scales: layers.Scales
+    loss_scale: float = 1.0  # on all gradients in the backward pass, divided out at its end
 
     def logits(self, params, ids):
         """The logits (B·T, V) that the softmax takes, in the loss and in sampling."""
@@ -42,7 +43,9 @@ class Network(NamedTuple):
             largest.update(self.model.largest_logits(cache))
         loss, c_loss = ops.cross_entropy(
             logits, targets.reshape(-1), self.scales.logits, self.scales.dlogits)
-        return loss, self.model.backward(ops.cross_entropy_backward(c_loss), cache)
+        dlogits = ops.times(self.loss_scale, ops.cross_entropy_backward(c_loss))
+        grads = self.model.backward(dlogits, cache)
+        return loss, {name: ops.times(1 / self.loss_scale, g) for name, g in grads.items()}
 
 
 def build(model, architecture, base, hyper):
@@ -54,10 +57,8 @@ def build(model, architecture, base, hyper):
     scales = (unit_scaling.scales(rows, architecture, hyper) if base_free
               else exact_scales(rows, architecture, base, hyper))
     if hyper.matmul_format != "float":
-        formats = MATMUL_FORMATS[hyper.matmul_format]
-        scales.mult.update({row.name: scales.mult[row.name]._replace(formats=formats)
-                            for row in rows if row.spec.rounded})
-    return Network(model, architecture, rows, scales)
+        scales.mult.update(rounded(scales.mult, rows, hyper))
+    return Network(model, architecture, rows, scales, hyper.loss_scale)
 
 def exact_scales(rows, architecture, base, hyper):
     """The `Scales` of SP, NTK and μP, where gradients follow the chain rule."""

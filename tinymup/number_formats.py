@@ -43,6 +43,17 @@ MATMUL_FORMATS = {
 }
 
 
+def rounded(mult, rows, hyper):
+    """{name: `ops.Mult` with the formats of hyper} of the matrices whose products are rounded:
+    those that their specs name, or all, the readout included."""
+    names = [row.name for row in rows if row.spec.rounded]
+    if hyper.rounded == "all":
+        names = [row.name for row in rows if len(row.shape) == 2 and not row.spec.lookups]
+        names.append("output")                                # has no row if it is tied
+    formats = MATMUL_FORMATS[hyper.matmul_format]
+    return {name: mult[name]._replace(formats=formats) for name in names}
+
+
 def quantize(x, format):
     """The nearest number of the format, ties to even, in the dtype of x (float32 or float64).
     Beyond ±max it gives ±max, as FP8 casts in training do; the usual casts to bf16 and fp16 give

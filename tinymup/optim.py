@@ -18,8 +18,6 @@ class Settings(NamedTuple):
     newton_schulz_steps: int = None   # None: as many as is customary for the coefficients
     betas: tuple = (0.9, 0.99)        # of AdamW
 
-MUON = Settings(momentum=0.95, nesterov=True)   # the customary settings
-
 
 def schedule(kind, step, steps, warmup):
     """s_t ∈ (0, 1], the factor on every learning rate in step 0 … steps − 1.
@@ -84,7 +82,7 @@ def bias_corrected(lr, eps, betas, t):
     return lr * root / (1 - betas[0]**t), eps * root
 
 
-def muon(weights, grads, momenta, lrs, settings=MUON, heads=1):
+def muon(weights, grads, momenta, lrs, settings=Settings(momentum=0.95, nesterov=True), heads=1):
     """w ← w − lr · O for matrices of one shape, with O the orthogonal factor of the momentum of w.
     The singular values of O are close to 1, so lr is the spectral norm of the step. If heads > 1,
     each block of columns (I, D) of w (I, heads · D) has an orthogonal factor of its own.

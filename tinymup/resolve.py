@@ -21,7 +21,7 @@ class Spec(NamedTuple):
     logits: str = None         # the attention logits that are linear in it, which QK-Clip bounds
     lookups: int = 0           # of a lookup table: rows read per token
     constrained: bool = True   # u-μP: its input also flows past it, see unit_scaling.py
-    rounded: bool = False      # its product is taken in the low-precision format, if there is one
+    rounded: bool = False      # low precision does no harm to its product (u-μP: not critical)
     base_shape: tuple = None   # the same sizes in the base model; None: those of this model
     base_head_dim: int = None
 
@@ -53,6 +53,8 @@ class Hyperparameters(NamedTuple):
     muon_scale: str = "spectral"   # a key of `SHAPE_FACTORS`
     muon_per_head: bool = False    # orthogonalise the heads of queries, keys and values one by one
     matmul_format: str = "float"   # a key of `MATMUL_FORMATS`; float: products are not rounded
+    rounded: str = "noncritical"   # the specs' rounded products, or all products with a matrix
+    loss_scale: float = 1.0        # a factor on all gradients of the backward pass
     alpha_attn: float = 1.0        # u-μP's multipliers
     alpha_ffn: float = 1.0
     alpha_res: float = 1.0

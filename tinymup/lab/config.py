@@ -50,6 +50,7 @@ DEPTH = Range("in 1 … 10000", lambda x: 1 <= x <= 10_000)
 TRANSFORMER = {"model": ("transformer",)}
 UMUP = {"param": ("umup",)}
 BASED = {"param": tuple(name for name, table in PARAMETRIZATIONS.items() if not table.base_free)}
+ROUNDED = {"matmul_format": tuple(MATMUL_FORMATS)}
 MUONS = {"optimizer": ("muon", "muonclip")}
 ADAM = {"optimizer": ("adamw", "muon", "muonclip")}
 MOMENTUM = {"optimizer": ("sgd", "muon", "muonclip")}
@@ -118,8 +119,13 @@ class Config:
     alpha_res_ratio: float = number(S, 1.0, "weight of attention against feed-forward branches",
                                     owner=UMUP | TRANSFORMER)
     alpha_loss: float = number(S, 1.0, "weight of the logits in the loss", owner=UMUP)
-    matmul_format: str = choice(S, "float", "simulated number format of the hidden matrices' "
-                                "operands", ["float", *MATMUL_FORMATS])
+    matmul_format: str = choice(S, "float", "simulated number format of the operands of matrix "
+                                "products", ["float", *MATMUL_FORMATS])
+    rounded: str = choice(S, "noncritical", "products with that format (noncritical: not those of "
+                          "attention_out, down and readout)", ["noncritical", "all"],
+                          owner=ROUNDED)
+    loss_scale: float = number(S, 1.0, "factor on all gradients of the backward pass, divided out "
+                               "before the optimizer", owner=ROUNDED)
     momentum: float = number(T, None, "of SGD and Muon", FRACTION, owner=MOMENTUM)
     nesterov: bool = switch(T, "momentum looks one step ahead", None, owner=MOMENTUM)
     momentum_form: str = choice(T, "ema", "of Muon", ["ema", "sum"], owner=MUONS)
