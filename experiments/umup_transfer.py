@@ -73,7 +73,8 @@ def draw(groups, sweeps):
               for label, by_width in groups.items()}
     found = [best.loss for by_width in optima.values() for best in by_width.values() if best]
     bottom, top = min(found) - 0.05, max(found) + 0.4
-    colours = dict(zip(WIDTHS, shades(len(WIDTHS))))
+    widths = sorted({width for by_width in groups.values() for width in by_width})
+    colours = dict(zip(widths, shades(len(widths))))
     for ax, (label, by_width) in zip(axes, groups.items()):
         for width, points in by_width.items():
             draw_curve(ax, points, optima[label][width], top - 0.01, colours[width],
@@ -90,7 +91,7 @@ def draw(groups, sweeps):
     for ax in axes:
         ax.grid(alpha=0.3)
     axes[-1].legend(fontsize=8)
-    axes[-2].legend(fontsize=8)
+    axes[0].legend(fontsize=8)                    # SP's panel has all widths
     axes[0].set_ylabel("held-out loss, nats per byte")
     axes[0].set_ylim(bottom, top)
     figure.savefig(transfer.FIGURES / "umup_transfer.png", dpi=85)
