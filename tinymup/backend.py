@@ -19,6 +19,7 @@ class ArrayModule:
 
 
 xp = ArrayModule()
+BLOCK_BYTES = 1 << 17   # of `blocks`: well inside the L2 cache of one core
 
 def use(device):
     """Computes on "cpu" (NumPy) or "gpu" (CuPy) from now on.
@@ -52,7 +53,6 @@ def generator(seed, purpose, step=0):
     return numpy.random.default_rng([seed, zlib.crc32(purpose.encode()), step])
 
 
-BLOCK_BYTES = 1 << 17                                 # well inside the L2 cache of one core
 def blocks(x):
     """Slices of the first axis of x, each small enough to stay in cache. A GPU gets one slice."""
     rows = len(x) if xp.module is not numpy else max(1, len(x) * BLOCK_BYTES // x.nbytes)

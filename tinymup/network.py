@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from . import layers, ops, unit_scaling
 from .backend import generator, to_device
-from .number_formats import rounded
+from .number_formats import with_formats
 from .resolve import (PARAMETRIZATIONS, attention_scale, branch_weight, relative_to, resolve,
                       tied_readout_mult)
 
@@ -57,7 +57,7 @@ def build(model, architecture, base, hyper):
     scales = (unit_scaling.scales(rows, architecture, hyper) if base_free
               else exact_scales(rows, architecture, base, hyper))
     if hyper.matmul_format != "float":
-        scales.mult.update(rounded(scales.mult, rows, hyper))
+        scales.mult.update(with_formats(scales.mult, rows, hyper))
     return Network(model, architecture, rows, scales, hyper.loss_scale)
 
 def exact_scales(rows, architecture, base, hyper):

@@ -43,7 +43,7 @@ MATMUL_FORMATS = {
 }
 
 
-def rounded(mult, rows, hyper):
+def with_formats(mult, rows, hyper):
     """{name: `ops.Mult` with the formats of hyper} of the matrices whose products are rounded:
     those that their specs name, or all, the readout included."""
     names = [row.name for row in rows if row.spec.rounded]

@@ -21,7 +21,7 @@ class Spec(NamedTuple):
     logits: str = None         # the attention logits that are linear in it, which QK-Clip bounds
     lookups: int = 0           # of a lookup table: rows read per token
     constrained: bool = True   # u-μP: its input also flows past it, see unit_scaling.py
-    rounded: bool = False      # low precision does no harm to its product (u-μP: not critical)
+    rounded: bool = False      # its product may have low precision (u-μP's paper: not critical)
     base_shape: tuple = None   # the same sizes in the base model; None: those of this model
     base_head_dim: int = None
 

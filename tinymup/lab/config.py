@@ -121,9 +121,9 @@ class Config:
     alpha_loss: float = number(S, 1.0, "weight of the logits in the loss", owner=UMUP)
     matmul_format: str = choice(S, "float", "simulated number format of the operands of matrix "
                                 "products", ["float", *MATMUL_FORMATS])
-    rounded: str = choice(S, "noncritical", "products with that format (noncritical: not those of "
-                          "attention_out, down and readout)", ["noncritical", "all"],
-                          owner=ROUNDED)
+    rounded: str = choice(S, "noncritical", "products with that format (noncritical: of query, "
+                          "key, value, up and gate, or the MLP's hidden matrices)",
+                          ["noncritical", "all"], owner=ROUNDED)
     loss_scale: float = number(S, 1.0, "factor on all gradients of the backward pass, divided out "
                                "before the optimizer", owner=ROUNDED)
     momentum: float = number(T, None, "of SGD and Muon", FRACTION, owner=MOMENTUM)
