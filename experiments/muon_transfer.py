@@ -26,8 +26,9 @@ from tinymup.lab import optimum, plot
 from tinymup.lab.config import Config, build, complete
 
 LRS = [2.0**e for e in range(-7, -2)]
-WIDTHS, SEEDS = [64, 128, 256], [0, 1]
-OTHER_SCALES, OTHER_WIDTHS = ["keller", "moonlight", "none"], [64, 128]
+# LARGE: around the predicted optimum of the largest width, lr and seeds.
+WIDTHS, SEEDS, LARGE = [64, 128, 256, 512], [0, 1, 2], (1024, [2.0**e for e in range(-7, -4)])
+OTHER_SCALES, OTHER_WIDTHS = ["keller", "moonlight", "none"], [64, 128, 512]
 SAME = 1e-4   # of losses after 300 steps: 1.2e-6 was seen at width 64 and lr 2^-5, in float32
 TITLE = ("Muon on the hidden matrices, 300 steps; spectral: 2 seeds up to width 256, "
          "others and width 512: 1 seed")
@@ -36,8 +37,9 @@ TITLE = ("Muon on the hidden matrices, 300 steps; spectral: 2 seeds up to width 
 def grids():
     """spectral on all widths and seeds, the others on the small widths, sum on the smallest."""
     muon = Config(optimizer="muon")
-    return [(muon, {"width": [512], "lr": LRS, "seed": SEEDS[:1]}),
-            (muon, {"width": WIDTHS, "lr": LRS, "seed": SEEDS}),
+    both = {"param": ["mup", "sp"], "seed": SEEDS}
+    return [(muon, both | {"width": [LARGE[0]], "lr": LARGE[1]}),
+            (muon, both | {"width": WIDTHS, "lr": LRS}),
             (muon, {"muon_scale": OTHER_SCALES, "width": OTHER_WIDTHS, "lr": LRS}),
             (muon, {"momentum_form": ["sum"], "width": OTHER_WIDTHS[:1], "lr": LRS})]
 

@@ -43,8 +43,10 @@ def commit():
         return "unknown"
 
 
-def finished_runs(name, configs, jobs):
+def finished_runs(name, configs, jobs, program=None):
     """(records of the configs, first line of their CSV). Runs kept in runs/NAME are not repeated.
+
+    program: the experiment's file, if it is not NAME.py.
 
     Errors: exits if a run failed, since a table would show it as one that diverged.
     """
@@ -52,7 +54,7 @@ def finished_runs(name, configs, jobs):
     results = Results(ROOT / "runs" / name)
     kept = results.read()
     old = sum(finished(kept.get(c.key(corpus.digest))) for c in configs)
-    about = [f"python experiments/{name}.py", f"commit {commit()}", f"corpus {corpus.digest}",
+    about = [f"python experiments/{program or name}.py", f"commit {commit()}", f"corpus {corpus.digest}",
              f"numpy {run.versions()['numpy']}"]
     if old:
         about.append(f"{old} of {len(configs)} runs kept from an earlier start")
@@ -64,14 +66,14 @@ def finished_runs(name, configs, jobs):
     return records, "; ".join(about)
 
 
-def train(name, grids, jobs):
+def train(name, grids, jobs, program=None):
     """Trains all configs of grids, a list of (base config, axes), and writes results/NAME.csv.
 
     The CSV has a column for each field of the config that varies, then `OUTCOME`: the status, the
     held-out loss, the last point of the training curve, and the seconds.
     """
     configs = list(dict.fromkeys(c for base, axes in grids for c in sweep.grid(base, axes)))
-    records, about = finished_runs(name, configs, jobs)
+    records, about = finished_runs(name, configs, jobs, program)
     first = configs[0]
     varying = sorted(f for f in FIELDS if f in ALWAYS
                      or any(getattr(c, f) != getattr(first, f) for c in configs))
