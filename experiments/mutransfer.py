@@ -44,7 +44,7 @@ ENOUGH = 0.05                                    # nats above the oracle that re
 def trials(param, seed):
     """The settings of a search, {field: value}: each drawn from the octaves of its prior."""
     rng = np.random.default_rng(seed)
-    return [{field: 2.0 ** rng.choice(octaves) for field, octaves in PRIORS[param].items()}
+    return [{field: float(2.0 ** rng.choice(octaves)) for field, octaves in PRIORS[param].items()}
             for _ in range(TRIALS)]
 
 
