@@ -18,6 +18,7 @@ from transfer import (  # noqa: I001 (first: it sets the path)
 from tinymup.lab import coord_check, data, plot
 from tinymup.lab.config import Config, build, complete
 from tinymup.lab.coord_check import Measurement
+from tinymup.lab.plot import BLACK, BLUE, ORANGE, PURPLE, SKY
 
 EXPECTED = {"sp": "FAIL", "mup": "PASS"}
 WIDTHS, SEEDS, STEPS = [64, 128, 256, 512], [0, 1, 2], 8
@@ -55,12 +56,16 @@ def measurements(rows):
     return found
 
 
+def ends(param, widths):
+    """The narrowest and the widest network."""
+    return [build(complete(replace(CONFIG, param=param, width=w)))
+            for w in (min(widths), max(widths))]
+
+
 def slopes(param, found):
     """The `Slope`s of one parametrization."""
-    widths = [m.width for m in found]
-    narrow, wide = (build(complete(replace(CONFIG, param=param, width=w)))
-                    for w in (min(widths), max(widths)))
-    return coord_check.slopes(found, coord_check.expected_slopes(narrow, wide))
+    networks = ends(param, [m.width for m in found])
+    return coord_check.slopes(found, coord_check.expected_slopes(*networks))
 
 
 def report(found):
@@ -75,18 +80,58 @@ def report(found):
         "as claimed" if verdicts == EXPECTED else "the claim is refuted")])
 
 
+def role(name):
+    """(what a line shows, its look), of an activation or a matrix."""
+    if name.endswith("attention_logits"):
+        return "attention logits", {"color": SKY, "linestyle": "-."}
+    found = {"embedding": ("embedding", {"color": ORANGE, "linestyle": "--"}),
+             "final_norm": ("final norm", {"color": PURPLE, "linestyle": (0, (3, 1, 1, 1, 1, 1))}),
+             "logits": ("logits, readout", {"color": BLACK, "linestyle": "--"}),
+             "output": ("logits, readout", {"color": BLACK, "linestyle": "--"})}
+    return found.get(name, ("hidden", {"color": BLUE, "linestyle": "-"}))
+
+
 def draw(found):
-    """figures/coord_check.png: Δx and ΔW at the last step against width."""
-    panels = {}
-    for param, measured in found.items():
-        last = max(m.step for m in measured)
-        for m in measured:
-            if m.step == last and m.quantity in ("Δx", "ΔW"):
-                column = {"Δx": f"RMS of Δx after {last} steps",
-                          "ΔW": f"spectral norm of ΔW after {last} steps"}[m.quantity]
-                by_name = panels.setdefault(param, {}).setdefault(column, {})
-                by_name.setdefault(m.name, {})[m.width] = m.spectral if m.rms is None else m.rms
-    plot.sizes_against_width(panels, FIGURES / "coord_check.png")
+    """figures/coord_check.png: Δx and ΔW at the first and the last step, over theory's width^s."""
+    steps, widths = [1, STEPS], sorted({m.width for m in next(iter(found.values()))})
+    columns = [(quantity, step) for quantity in ("Δx", "ΔW") for step in steps]
+    figure, axes = plot.plt.subplots(len(found), len(columns), sharex=True, sharey=True,
+                                     figsize=(9.2, 5))
+    for row, (param, measured) in zip(axes, found.items()):
+        expected = coord_check.expected_slopes(*ends(param, widths))
+        for ax, (quantity, step) in zip(row, columns):
+            draw_slopes(ax, [m for m in measured if (m.quantity, m.step) == (quantity, step)],
+                        expected)
+            after = f"after {step} step" + "s" * (step > 1)
+            ax.set_title(f"{plot.named(param)}: {quantity} {after}")
+        row[0].set_ylabel(f"size / size at width {widths[0]}")
+    for ax in axes[-1]:
+        ax.set_xlabel("width")
+    looks = dict(role(m.name) for m in next(iter(found.values())))
+    plot.legend(figure, looks | {"slopes 0, ½, 1": {"color": "grey", "linestyle": ":"}})
+    plot.save(figure, FIGURES / "coord_check.png", f"Mean of {len(SEEDS)} seeds. Δx: RMS; ΔW: "
+              "spectral norm over √(fan_out/fan_in). μP predicts slope 0 (logits: −½ to 0)")
+
+
+def draw_slopes(ax, measured, expected):
+    """A line per activation or matrix, relative to the narrowest network, and three slopes."""
+    by_name = {}
+    for m in measured:
+        by_name.setdefault(m.name, {})[m.width] = m.spectral if m.rms is None else m.rms
+    for name, sizes in by_name.items():
+        widths, first = list(sizes), min(sizes)
+        theory = sum(expected[name]) / 2 if measured[0].rms is None else 0
+        ax.plot(widths, [sizes[w] / sizes[first] / (w / first)**theory for w in widths],
+                linewidth=1, **role(name)[1])
+    for slope, words in (0, "0"), (0.5, "½"), (1, "1"):
+        ends = [(w / first)**slope for w in (first, max(widths))]
+        ax.plot([first, max(widths)], ends, ":", color="grey", linewidth=1.5, zorder=1)
+        ax.annotate(words, (max(widths), ends[1]), (2, 0), textcoords="offset points",
+                    color="0.3", va="center")
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
+    ax.set_xticks(widths, list(map(str, widths)))
+    ax.set_xlim(first * 0.9, max(widths) * 1.4)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ tuned at width 64 is as good as μP's at every width.
 """
 from transfer import arguments, read, show, train  # noqa: I001 (first: it sets the path)
 
+import tuned_small
 from tinymup.lab.config import Config
 
 SEEDS = [0, 1, 2]
@@ -38,3 +39,4 @@ if __name__ == "__main__":
     if not flags.redraw:
         train("lr_transfer", grids(SEEDS), flags.jobs)
     show("lr_transfer", TITLE, read("lr_transfer"))
+    print("\n" + tuned_small.draw())

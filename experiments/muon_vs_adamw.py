@@ -21,13 +21,12 @@ from typing import NamedTuple
 from transfer import FIGURES, arguments, read, train  # noqa: I001 (first: it sets the path)
 
 from tinymup.lab.config import Config
-from tinymup.lab.plot import plt
+from tinymup.lab.plot import BLUE, PURPLE, plt, save
 
 WIDTHS, SEEDS = [128], [0, 1, 2]
 LRS = [2.0**e for e in range(-8, -3)]                # AdamW's best and Muon's lie inside
 FULL, LENGTHS, WARMUP = 300, [150, 200, 250, 300], 20
 PUBLISHED = {"speedrun": 1 - 1 / 1.35, "Moonlight": 1 - 0.52}      # parts of the work saved
-BLUE, RED = "#4477aa", "#ee6677"
 
 
 def grids():
@@ -125,26 +124,23 @@ def report(table):
 def draw(table):
     """A panel per width: Muon's loss against the length of the run, beside AdamW's."""
     widths = sorted({width for _, width in table})
-    figure, axes = plt.subplots(1, len(widths), figsize=(2.6 + 4.4 * len(widths), 4),
-                                squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(widths), figsize=(1.6 + 4.4 * len(widths), 4),
+                                sharex=True, squeeze=False)
     for ax, width in zip(axes[0], widths):
         draw_width(ax, table["adamw", width][FULL], table["muon", width])
         ax.set(title=f"width {width}", xlabel="steps of the whole run")
-        ax.grid(alpha=0.3)
     axes[0][0].set_ylabel("held-out loss, nats per byte")
-    axes[0][0].legend(fontsize=8)
-    figure.suptitle("Muon against AdamW, both at their best lr of one grid; "
-                    "mean and range of the seeds", fontsize=11)
-    figure.savefig(FIGURES / "muon_vs_adamw.png", dpi=100)
-    plt.close(figure)
+    axes[0][0].legend()
+    save(figure, FIGURES / "muon_vs_adamw.png", "Muon against AdamW, both at the best lr of one "
+         f"grid:\nmean and range of {len(SEEDS)} seeds")
 
 
 def draw_width(ax, adamw, muon):
     """Muon's curve, AdamW's level, and an arrow for the steps between them."""
-    ax.plot(list(muon), [t.mean for t in muon.values()], "-o", color=RED, markersize=4,
-            label="Muon, each point runs of their own")
+    ax.plot(list(muon), [t.mean for t in muon.values()], "-o", color=PURPLE, markersize=4,
+            label="Muon, each point a run of that length")
     ax.fill_between(list(muon), [t.low for t in muon.values()], [t.high for t in muon.values()],
-                    color=RED, alpha=0.2, linewidth=0)
+                    color=PURPLE, alpha=0.2, linewidth=0)
     ax.axhspan(adamw.low, adamw.high, color=BLUE, alpha=0.2, linewidth=0)
     ax.axhline(adamw.mean, color=BLUE, linestyle="--", linewidth=1)
     ax.plot(FULL, adamw.mean, "s", color=BLUE, label=f"AdamW, {FULL} steps")
@@ -153,7 +149,7 @@ def draw_width(ax, adamw, muon):
         ax.annotate("", (mean, adamw.mean), (FULL, adamw.mean),
                     arrowprops={"arrowstyle": "->", "color": "black"})
         ax.text((mean + FULL) / 2, adamw.mean, f"{100 - 100 * mean / FULL:.0f} % fewer steps",
-                ha="center", va="bottom", fontsize=9)
+                ha="center", va="bottom")
 
 
 if __name__ == "__main__":

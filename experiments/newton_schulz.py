@@ -13,19 +13,15 @@ this.
 import csv
 import pathlib
 
-import matplotlib
 import numpy as np
 from polar_express import polynomial  # noqa: I001 (before tinymup: it sets the path)
 
+from tinymup.lab.plot import BLUE, plt
 from tinymup.orthogonalize import COEFFICIENTS, newton_schulz
-
-matplotlib.use("Agg")                   # writes files, needs no screen
-import matplotlib.pyplot as plt  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent
 SEED, SIZE = 0, 256
 TABLE, FIGURE = HERE / "results" / "newton_schulz.csv", HERE / "figures" / "newton_schulz.png"
-COLOURS = ("#4477aa", "#228833", "#aa8800", "#ee6677", "#aa3377", "#2299bb")
 
 
 def measure():
@@ -65,46 +61,46 @@ def read():
             for kind in ("curve", "gaussian")}
 
 
-def draw_set(left, right, name, colour, curve, gaussian):
+def draw_set(left, right, name, curve, gaussian):
     """One set: left its curve and the matrix's singular values, right what becomes of them."""
     left.axhline(1, color="0.6", linewidth=0.8)
     left.axvline(0.01, color="0.6", linewidth=0.8, linestyle=":")
     left.hist(gaussian["s_in"], bins=np.geomspace(1e-4, 1, 41), weights=np.full(SIZE, 3 / SIZE),
               color="0.8")
-    left.plot(curve["s_in"], curve[name], color=colour, linewidth=1.3)
+    left.plot(curve["s_in"], curve[name], color=BLUE, linewidth=1.3)
     left.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.3))
     right.hist(gaussian[name], bins=np.linspace(0, 1.3, 66), orientation="horizontal",
-               color=colour)
+               color=BLUE)
     right.set(xticks=[])
     right.tick_params(left=False)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(False)
     claimed = curve[name][curve["s_in"] >= 0.01]
     left.set_title(f"{name}, {COEFFICIENTS[name].steps} steps: {claimed.min():.3f} to "
-                   f"{claimed.max():.3f}", loc="left", fontsize=9.2, color=colour,
-                   fontweight="bold")
+                   f"{claimed.max():.3f}", loc="left", fontsize=9)
 
 
 def draw(table):
     """A panel per set."""
     curve, gaussian = table["curve"], table["gaussian"]
     names = [name for name in curve if name != "s_in"]
-    figure = plt.figure(figsize=(11, 6.2))
+    figure = plt.figure(figsize=(9.6, 6), layout="none")
     grid = figure.add_gridspec(2, 3, left=0.055, right=0.99, bottom=0.085, top=0.875, wspace=0.13,
                                hspace=0.27)
-    for place, name, colour in zip(grid, names, COLOURS):
+    for place, name in zip(grid, names):
         panel = place.subgridspec(1, 2, width_ratios=(5, 1), wspace=0.04)
         left, right = panel.subplots(sharey=True)
-        draw_set(left, right, name, colour, curve, gaussian)
+        draw_set(left, right, name, curve, gaussian)
         if place.colspan.start == 0:
             left.set_ylabel("singular value out")
         if place.rowspan.start == 1:
             left.set_xlabel("singular value in, over the Frobenius norm")
     figure.suptitle("Newton–Schulz: where singular values come out", x=0.055, ha="left",
-                    fontsize=13, y=0.985)
+                    fontsize=11, y=0.985)
     figure.text(0.055, 0.927, "Line: the polynomial; numbers: its range right of 0.01. Grey: the "
-                f"singular values of a Gaussian {SIZE}×{SIZE} matrix; coloured: what becomes of "
-                "them.", fontsize=9.5, color="0.3")
+                f"singular values of a Gaussian {SIZE}×{SIZE} matrix; blue: what becomes of "
+                "them.", fontsize=8.5, color="0.3")
     FIGURE.parent.mkdir(exist_ok=True)
     figure.savefig(FIGURE, dpi=100)
 

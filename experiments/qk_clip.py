@@ -18,13 +18,13 @@ from transfer import (  # noqa: I001 (first: it sets the path)
     FIGURES, arguments, digits, finished_runs, rows_of, write)
 
 from tinymup.lab.config import Config
-from tinymup.lab.plot import plt
+from tinymup.lab.plot import BLUE, ORANGE, plt, save
 from tinymup.lab.sweep import grid
 
 WIDTH, LRS, SEEDS = 128, [2.0**-5, 2.0**-3], [0, 1, 2]
 THRESHOLDS = [30.0, 10.0]
 WARMUP, NEARLY = 20, 1.5
-COLOURS = {"none": "#888888", "30": "#4477aa", "10": "#ee6677"}
+LOOKS = {"none": ("grey", "-"), "30": (BLUE, "--"), "10": (ORANGE, "-")}   # of a threshold
 TICKS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
 
 
@@ -112,8 +112,8 @@ def report(runs):
 def draw(runs):
     """A panel per learning rate: the largest logit of each head against the step."""
     lrs = sorted({lr for lr, _ in runs})
-    figure, axes = plt.subplots(1, len(lrs), figsize=(0.6 + 4.4 * len(lrs), 4), sharey=True,
-                                squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(lrs), figsize=(0.6 + 4.3 * len(lrs), 4), sharex=True,
+                                sharey=True, squeeze=False)
     for ax, lr in zip(axes[0], lrs):
         for (at, threshold), by_seed in runs.items():
             if at == lr:
@@ -122,16 +122,13 @@ def draw(runs):
         ax.set_yticks(TICKS, list(map(str, TICKS)))
         ax.set_yticks([], minor=True)
         ax.set(title=f"lr 2^{math.log2(lr):g}", xlabel="step")
-        ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
+        ax.legend()
     drawn = [s for by_seed in runs.values() for heads in by_seed[min(by_seed)][1] for s in heads
              if s < math.inf]
     axes[0][0].set_ylim(max(1, 0.8 * min(drawn)), 1.25 * max(drawn))
     axes[0][0].set_ylabel("largest attention logit of a head")
-    figure.suptitle(f"QK-Clip, width {WIDTH}: a line per head of one seed; held-out loss: mean of "
-                    f"{len(SEEDS)} seeds", fontsize=11)
-    figure.savefig(FIGURES / "qk_clip.png", dpi=100)
-    plt.close(figure)
+    save(figure, FIGURES / "qk_clip.png", f"QK-Clip, width {WIDTH}: a line per head of one seed; "
+         f"held-out loss (nats per byte): mean of {len(SEEDS)} seeds")
 
 
 def draw_threshold(ax, threshold, by_seed):
@@ -141,11 +138,12 @@ def draw_threshold(ax, threshold, by_seed):
     label += (f": loss {statistics.mean(losses):.3f}" if len(losses) == len(by_seed)
               else f": {len(by_seed) - len(losses)} of {len(by_seed)} runs diverged")
     steps, logits, _ = by_seed[min(by_seed)]
+    color, style = LOOKS.get(threshold, ("black", "-."))
     for i, head in enumerate(zip(*logits)):
-        ax.plot(steps, head, color=COLOURS.get(threshold), linewidth=1,
+        ax.plot(steps, head, style, color=color, linewidth=1,
                 label=None if i else label)
     if threshold != "none":
-        ax.axhline(float(threshold), color=COLOURS.get(threshold), linestyle=":", linewidth=1)
+        ax.axhline(float(threshold), color=color, linestyle=":", linewidth=2)
 
 
 if __name__ == "__main__":

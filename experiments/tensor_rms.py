@@ -22,7 +22,7 @@ from transfer import (  # noqa: I001 (first: it sets the path)
 from tinymup import layers, transformer
 from tinymup.lab import data, run, sweep
 from tinymup.lab.config import Config, build, complete, settings
-from tinymup.lab.plot import plt
+from tinymup.lab.plot import BLUE, ORANGE, legend, named, plt, save
 from tinymup.network import initialize
 from tinymup.number_formats import FORMATS
 from tinymup.optim import Optimizer, schedule
@@ -32,6 +32,8 @@ PARAMS, WIDTHS, STEPS, SEED = ("sp", "mup", "umup"), (64, 256), (0, 30, 100, 300
 # include those that enter no matrix, such as the logits.
 GRADIENT = "output gradient"
 KINDS = ("activation", "weight", GRADIENT, "weight gradient", "update")
+LOOKS = [{"color": color, "marker": marker, "markersize": 3, "linestyle": ""}
+         for color, marker in ((ORANGE, "o"), (BLUE, "^"))]      # of a width
 CAST = {"activation": "fp8-e4m3", "weight": "fp8-e4m3", GRADIENT: "fp8-e5m2"}
 
 
@@ -146,50 +148,35 @@ def counts(found):
 
 
 def draw(found):
-    """A panel per parametrization: a dot per tensor, beside the normal ranges of the formats."""
-    figure, axes = plt.subplots(1, len(PARAMS), figsize=(15, 5), sharey=True,
-                                layout="constrained")
+    """A panel per parametrization: a dot per tensor, over the normal range of its FP8 format."""
+    figure, axes = plt.subplots(1, len(PARAMS), figsize=(9.8, 5), sharex=True, sharey=True)
     for ax, param in zip(axes, PARAMS):
-        draw_sizes(ax, param, found)
-        draw_formats(ax)
+        draw_ranges(ax)
+        for k, width in enumerate(WIDTHS):
+            for i, kind in enumerate(KINDS):
+                for j, step in enumerate(STEPS):
+                    sizes = [math.log2(size) for size in found[param, width, step, kind]]
+                    ax.plot([5 * i + j + 0.4 * k] * len(sizes), sizes, alpha=0.6, **LOOKS[k])
         ax.set_xticks([5 * i + 1.5 for i in range(len(KINDS))],
-                      [kind.replace(" ", "\n") for kind in KINDS], fontsize=8)
-        ax.set_ylim(-36, 20)
-        ax.set_title(param, pad=32)
-        ax.grid(alpha=0.3, axis="y")
+                      [kind.replace(" ", "\n") for kind in KINDS], rotation=90)
+        ax.set(ylim=(-22, 19), title=named(param))
+        ax.grid(False, axis="x")
     axes[0].set_ylabel("log2 RMS")
-    axes[0].legend(fontsize=8, loc="upper left")
-    figure.suptitle(
-        f"RMS of every tensor; in each group from left to right steps {', '.join(map(str, STEPS))};"
-        " green: normal range of the format that FP8 training casts to; grey: that of each format",
-        fontsize=10)
-    figure.savefig(FIGURES / "tensor_rms.png", dpi=80)
-    plt.close(figure)
+    legend(figure, {f"width {width}": look for width, look in zip(WIDTHS, LOOKS)} | {
+        "normal range of the FP8 format": {"color": "0.85", "linewidth": 8}})
+    save(figure, FIGURES / "tensor_rms.png", "RMS of every tensor, one seed; in each group from "
+         f"left to right steps {', '.join(map(str, STEPS))}")
 
 
-def draw_sizes(ax, param, found):
-    """The dots, by kind and step, a colour per width."""
-    for i, kind in enumerate(KINDS):
-        for j, step in enumerate(STEPS):
-            for k, (width, colour) in enumerate(zip(WIDTHS, ("tab:orange", "tab:blue"))):
-                sizes = [math.log2(size) for size in found[param, width, step, kind]]
-                ax.plot([5 * i + j + 0.3 * k] * len(sizes), sizes, ".", color=colour, markersize=4,
-                        alpha=0.6, label=f"width {width}" if i == j == 0 else None)
-
-
-def draw_formats(ax):
-    """Grey: the normal range of every format. Green: that of the format a kind is cast to."""
-    for i, (name, form) in enumerate(FORMATS.items()):
-        x, low, high = 5 * len(KINDS) + 1.3 * i, math.log2(form.min_normal), math.log2(form.max)
-        ax.plot([x, x], [max(low, -40), high], linewidth=6, color="tab:gray", alpha=0.5,
-                solid_capstyle="butt", clip_on=True)
-        ax.text(x, 20.5, name.removeprefix("fp8-").upper(), rotation=90, ha="center", va="bottom",
-                fontsize=7)
+def draw_ranges(ax):
+    """Grey: the normal range of the format that FP8 training casts each kind to, with its name."""
     for i, kind in enumerate(KINDS):
         if kind in CAST:
             form = FORMATS[CAST[kind]]
-            ax.fill_between([5 * i - 0.5, 5 * i + 3.8], math.log2(form.min_normal),
-                            math.log2(form.max), color="tab:green", alpha=0.12, linewidth=0)
+            low, high = math.log2(form.min_normal), math.log2(form.max)
+            ax.fill_between([5 * i - 0.5, 5 * i + 3.9], low, high, color="0.85", linewidth=0)
+            ax.text(5 * i + 1.7, high, CAST[kind].removeprefix("fp8-").upper(), ha="center",
+                    va="bottom", fontsize=8)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from lr_transfer.csv where there is one.
 import math
 
 import transfer  # first: it sets the path
-from tinymup.lab import optimum
+from tinymup.lab import optimum, plot
 from tinymup.lab.config import FIELDS, Config
-from tinymup.lab.plot import draw_curve, plt, shades
+from tinymup.lab.plot import BLACK, BLUE, MARKERS, ORANGE, PURPLE, SKY
 
 ALPHAS = [name for name in FIELDS if name.startswith("alpha_")]
 WIDTHS, LRS, SEEDS = [64, 128, 256, 512, 1024], [2.0**e for e in range(-2, 2)], [0, 1, 2]
@@ -42,11 +42,19 @@ def transfers(records):
 
 
 def alpha_sweeps(records):
-    """{α's name: {value: loss, None if the run diverged}}, with the other α's at 1."""
-    here = [r for r in records if [r["config"][f] for f in ("width", "lr", "seed")]
-            == [ALPHA_WIDTH, ALPHA_LR, SEEDS[0]]]
-    return {alpha: dict(sorted((r["config"][alpha], r["loss"]) for r in here
-                               if at_one(r["config"], alpha))) for alpha in ALPHAS}
+    """{α's name: {value: mean loss of the seeds that all values have}}, the other α's at 1."""
+    here = [r for r in records
+            if [r["config"]["width"], r["config"]["lr"]] == [ALPHA_WIDTH, ALPHA_LR]]
+    sweeps = {}
+    for alpha in ALPHAS:
+        by_value = {}
+        for r in here:
+            if at_one(r["config"], alpha):
+                by_value.setdefault(r["config"][alpha], {})[r["config"]["seed"]] = r["loss"]
+        shared = set.intersection(*map(set, by_value.values()))     # like for like
+        points = [optimum.point(*item) for item in sorted(by_value.items())]
+        sweeps[alpha] = {p.lr: p.loss for p in optimum.of_seeds(points, shared)}
+    return sweeps
 
 
 def report(sweeps):
@@ -65,36 +73,20 @@ def report(sweeps):
 
 
 def draw(groups, sweeps):
-    """A panel of loss against lr per parametrization, and one of loss against each α."""
-    figure, axes = plt.subplots(1, len(groups) + 1, figsize=(3.6 * len(groups) + 4, 4),
-                                sharey=True, layout="constrained")
-    optima = {label: {width: optimum.optimum(points) for width, points in by_width.items()}
-              for label, by_width in groups.items()}
-    found = [best.loss for by_width in optima.values() for best in by_width.values() if best]
-    bottom, top = min(found) - 0.05, max(found) + 0.4
-    widths = sorted({width for by_width in groups.values() for width in by_width})
-    colours = dict(zip(widths, shades(len(widths))))
-    for ax, (label, by_width) in zip(axes, groups.items()):
-        for width, points in by_width.items():
-            draw_curve(ax, points, optima[label][width], top - 0.01, colours[width],
-                       f"width {width}")
-        octaves, exact = optimum.drift(by_width)
-        moved = "no best lr" if octaves is None else f"best lr moves by {octaves:+.2f} octaves"
-        ax.set_title(f"{label}: {moved}" + ("" if exact else " (?)"), fontsize=10)
-        ax.set_xlabel("log2 learning rate")
-    for name, losses in sweeps.items():
+    """A panel of loss against lr for μP and for u-μP, and one of loss against each α."""
+    figure, axes = plot.panels(3)
+    plot.draw_losses(axes, "width", {label: groups[label] for label in ("mup", "umup")
+                                     if label in groups})
+    looks = zip(sweeps.items(), [BLACK, ORANGE, BLUE, SKY, PURPLE], MARKERS, strict=True)
+    for (name, losses), color, marker in looks:
         drawn = {math.log2(value): loss for value, loss in losses.items() if loss is not None}
-        axes[-1].plot(drawn.keys(), drawn.values(), "-o", markersize=3, label=name)
-    axes[-1].set_title(f"umup, width {ALPHA_WIDTH}, lr {ALPHA_LR:g}: one α at a time", fontsize=10)
-    axes[-1].set_xlabel("log2 α")
-    for ax in axes:
-        ax.grid(alpha=0.3)
-    axes[-1].legend(fontsize=8)
-    axes[0].legend(fontsize=8)                    # SP's panel has all widths
-    axes[0].set_ylabel("held-out loss, nats per byte")
-    axes[0].set_ylim(bottom, top)
-    figure.savefig(transfer.FIGURES / "umup_transfer.png", dpi=85)
-    plt.close(figure)
+        axes[-1].plot(drawn.keys(), drawn.values(), color=color, marker=marker, markersize=4,
+                      label=name.replace("alpha_", "α "))
+    axes[-1].set(title=f"u-μP, width {ALPHA_WIDTH}, lr {ALPHA_LR:g}:\none α at a time",
+                 xlabel="log2 α")
+    axes[-1].legend(loc="lower center", ncols=2)
+    plot.save(figure, transfer.FIGURES / "umup_transfer.png",
+              "300 steps of AdamW: mean and range of seeds")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import statistics
 
 import pytest
 
-from tinymup.lab import plot
 from tinymup.lab.config import Config, record_of
 from tinymup.lab.optimum import curves, drift, movement, point, report
 
@@ -95,34 +94,3 @@ def test_a_large_loss_does_not_run_into_the_next_column(loss):
     assert [float(cell.strip("*")) for cell in row.split()[1:-1]] == [loss + i for i in range(7)]
     ends = [[match.end() for match in re.finditer(r"\S+", line)] for line in (header, row)]
     assert all(0 <= a - b <= 1 for a, b in zip(*(line[1:-2] for line in ends)))   # 1: the star
-
-
-# The figure
-
-@pytest.fixture
-def drawn(tmp_path, monkeypatch):
-    """A function from groups to the axes of their figure."""
-    def draw(groups):
-        figures = []
-        with monkeypatch.context() as m:
-            m.setattr(plot.plt, "close", figures.append)
-            plot.loss_against_lr("width", groups, tmp_path / "plot.png")
-        plot.plt.close(figures[0])
-        return figures[0].axes
-    return draw
-
-
-def test_a_title_has_the_name_in_print_and_the_drift_with_its_spread(drawn):
-    by_size = of_sizes(falling, lambda width: (0, 1, 2))
-    axes = drawn({"mup": by_size, "sp, adamw": by_size, "umup, eps 0.1": by_size})
-    titles = [ax.get_title().splitlines() for ax in axes]
-    assert [title[0] for title in titles] == ["μP", "SP, adamw", "u-μP, eps 0.1"]
-    assert {title[1] for title in titles} == {"best lr moves by -0.50 ± 0.10 octaves"}
-
-
-@pytest.mark.parametrize("losses, hollow", [
-    ([2.3, 2.0, 2.1], False), ([2.0, 2.1, 2.2], True), ([2.2, 2.1, None], True)])
-def test_a_star_is_hollow_at_the_edge_and_beside_divergence(losses, hollow, drawn):
-    ax, = drawn({"mup": {64: [point(lr, {0: loss}) for lr, loss in zip(LRS, losses)]}})
-    star, = (line for line in ax.lines if line.get_marker() == "*")
-    assert (str(star.get_markerfacecolor()) == "white") == hollow

@@ -17,7 +17,7 @@ from contextlib import suppress
 import pytest
 
 import train
-from tinymup.lab import data, optimum, plot, sweep
+from tinymup.lab import data, optimum, sweep
 from tinymup.lab.config import Config, complete, record_of
 from tinymup.lab.optimum import Point, curves, drift, point, report
 from tinymup.lab.results import Results
@@ -402,8 +402,11 @@ def test_the_folder_of_the_project_may_have_a_colon_in_its_name(tmp_path):
     project = tmp_path / "a:b ü"
     shutil.copytree(ROOT / "tinymup", project / "tinymup")
     shutil.copy(ROOT / "train.py", project)
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 500)
     process = subprocess.run(
         [sys.executable, project / "train.py", *TINY, "--width", "8", "--lr", "2^-6", "2^-5",
+         "--data", text,
          "--no-plot", "--out", tmp_path / "out"], env=ONE_THREAD, text=True, capture_output=True)
     assert process.returncode == 0, process.stderr
     assert {r["status"] for r in lines(tmp_path / "out")} == {"done"}
@@ -712,7 +715,7 @@ def test_points_are_in_the_order_of_lr_and_sizes_in_theirs_whatever_the_order_of
     assert [p.lr for p in groups["mup"][64]] == lrs
 
 
-# The table and the figure
+# The table
 
 MADE_UP = {
     "sp": {64: parabola(-6, range(-9, -2)),
@@ -737,28 +740,3 @@ def test_a_run_that_is_missing_is_an_empty_cell():
     first, second = text.splitlines()[2:4]
     assert [row.split()[1:-1] for row in (first, second)] == [["2.000*", "2.100"], ["2.200*"]]
     assert second.index("2.200") == first.index("2.100")
-
-
-def test_the_figure_marks_every_optimum_and_every_run_without_a_loss(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(plot.plt, "close", figures.append)
-    plot.loss_against_lr("width", MADE_UP, tmp_path / "plot.png")
-    picture = (tmp_path / "plot.png").read_bytes()
-    assert picture.startswith(b"\x89PNG") and len(picture) > 10_000   # a blank one has 3 kB
-    panels = figures[0].axes
-    assert len(panels) == 2 and panels[0].get_ylim() == panels[1].get_ylim()
-    for ax, by_size in zip(panels, MADE_UP.values()):
-        marked = [tuple(float(v[0]) for v in mark.get_data())
-                  for mark in ax.lines if mark.get_marker() == "*"]
-        best = [optimum.optimum(curve)[:2] for curve in by_size.values()]
-        assert marked == [pytest.approx(place) for place in best]
-        crosses = [x for mark in ax.lines if mark.get_marker() == "x" for x in mark.get_xdata()]
-        assert crosses == [math.log2(p.lr) for curve in by_size.values()
-                           for p in curve if p.loss is None]
-    monkeypatch.undo()
-    plot.plt.close(figures[0])
-
-
-def test_a_figure_without_any_loss_is_refused_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match="nothing to plot"):
-        plot.loss_against_lr("width", {"mup": {64: points({-8: None})}}, tmp_path / "plot.png")

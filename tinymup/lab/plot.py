@@ -1,12 +1,27 @@
-"""Figures, from what `optimum.curves` and the coordinate check return."""
+"""Figures of loss against learning rate, and what all figures share: names, colours, sizes."""
 import math
 import os
+from itertools import cycle
 
 os.environ["MPLBACKEND"] = "Agg"   # writes files, needs no screen; another name may not exist
 import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
 
 from ..scaling import PARAMETRIZATIONS  # noqa: E402
 from .optimum import in_words, movement, optimum  # noqa: E402
+
+plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 10,
+                     "axes.grid": True, "grid.alpha": 0.3, "figure.constrained_layout.use": True})
+NAMES = {"sgd": "SGD", "adamw": "AdamW", "muon": "Muon", "muonclip": "MuonClip"} | {
+    param: table.title.split(",")[0].split(" (")[0] for param, table in PARAMETRIZATIONS.items()}
+# Of Okabe and Ito, whose colours colour-blind readers tell apart; their red and green are left out.
+BLACK, ORANGE, BLUE, SKY, PURPLE = "#000000", "#E69F00", "#0072B2", "#56B4E9", "#CC79A7"
+MARKERS = "os^Dv"
+
+
+def named(label):
+    """The label of a group with names as in print: μP for mup."""
+    return ", ".join(NAMES.get(part, part) for part in label.split(", "))
 
 
 def shades(count):
@@ -14,87 +29,92 @@ def shades(count):
     return plt.get_cmap("viridis")([0.9 * i / max(1, count - 1) for i in range(count)])
 
 
-def named(label):
-    """The label of a group with names as in print: μP for mup."""
-    return ", ".join(PARAMETRIZATIONS[part].title.split(",")[0].split(" (")[0]
-                     if part in PARAMETRIZATIONS else part for part in label.split(", "))
+def panels(count):
+    """(figure, its axes, at most three in a row), with one axis of losses."""
+    rows = math.ceil(count / 3)
+    columns = math.ceil(count / rows)
+    width = 1.2 + columns * (2.9 if columns == 3 else 4)
+    figure, axes = plt.subplots(rows, columns, sharey=True, squeeze=False,
+                                figsize=(width, 0.9 + 3.1 * rows))
+    for row in axes:
+        row[0].set_ylabel("held-out loss, nats per byte")
+    for ax in axes.flat[count:]:
+        ax.remove()
+    return figure, list(axes.flat[:count])
 
 
 def loss_against_lr(size, groups, path, title=None):
-    """A panel per group: a curve per size with the band of its seeds and a star at its optimum.
+    """Writes a figure with a panel per group, see `draw_losses`."""
+    figure, axes = panels(len(groups))
+    draw_losses(axes, size, groups)
+    save(figure, path, title)
 
-    The star is hollow at the edge of the grid and beside divergence. A cross marks a run without a
-    loss, which diverged or failed. The loss axis is shared, and cut a little above the worst
-    optimum.
+
+def draw_losses(axes, size, groups):
+    """A panel per group: a curve per size, see `draw_curve`, with its title and one legend.
+
+    The loss axis is cut a little above the worst optimum. Panels with a learning rate in common
+    share its axis.
     """
-    optima = {label: {s: optimum(points) for s, points in by_size.items()}
-              for label, by_size in groups.items()}
-    found = [best.loss for by_size in optima.values() for best in by_size.values() if best]
-    if not found:
-        raise ValueError("no run has a loss: nothing to plot; choose smaller learning rates")
-    span = max(max(found) - min(found), 0.5)
-    bottom, top = min(found) - 0.1 * span, max(found) + 0.6 * span
-    figure, axes = plt.subplots(1, len(groups), figsize=(0.8 + 4.2 * len(groups), 4.2),
-                                sharey=True, squeeze=False, layout="constrained")
-    all_sizes = sorted({s for by_size in groups.values() for s in by_size})
-    colours = dict(zip(all_sizes, shades(len(all_sizes))))
-    for ax, (label, by_size) in zip(axes[0], groups.items()):
+    sizes = sorted({s for by_size in groups.values() for s in by_size})
+    looks = {s: {"color": colour, "marker": marker, "markersize": 4}
+             for s, colour, marker in zip(sizes, shades(len(sizes)), cycle(MARKERS))}
+    lrs = [{p.lr for points in by_size.values() for p in points} for by_size in groups.values()]
+    found = []
+    for i, (ax, (label, by_size)) in enumerate(zip(axes, groups.items())):
+        if i and lrs[i] & lrs[0]:
+            ax.sharex(axes[0])
         for s, points in by_size.items():
-            height = top - 0.02 * (top - bottom) * (1 + 2 * all_sizes.index(s))   # of the crosses
-            draw_curve(ax, points, optima[label][s], height, color=colours[s], label=f"{size} {s}")
+            found.append(draw_curve(ax, points, looks[s], 0.98 - 0.04 * sizes.index(s)))
         moved = movement(by_size)
         words = "" if len(by_size) < 2 or moved.octaves is None else (
             f"\nbest lr moves by {in_words(moved)}" + ("" if moved.exact else " (?)"))
-        ax.set_title(named(label) + words, fontsize=10)
-        ax.set_xlabel("log2 learning rate")
-        ax.set_ylim(bottom, top)
-        ax.grid(alpha=0.3)
-    axes[0][0].set_ylabel("held-out loss, nats per byte")
-    axes[0][-1].legend(fontsize=8)
-    save(figure, path, title)
+        ax.set(title=named(label) + words, xlabel="log2 learning rate")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    if not (losses := [best.loss for best in found if best]):
+        raise ValueError("no run has a loss: nothing to plot; choose smaller learning rates")
+    span = max(max(losses) - min(losses), 0.5)
+    axes[0].set_ylim(min(losses) - 0.1 * span, max(losses) + 0.6 * span)
+    star = {"marker": "*", "markersize": 12, "markeredgecolor": "black", "linestyle": ""}
+    stars = {"best lr (vertex of the parabola)": star | {"color": "grey"},
+             "at the grid's edge or beside divergence": star | {"color": "white"}}
+    legend(axes[0].figure, {f"{size} {s}": look for s, look in looks.items()} | stars)
 
 
-def draw_curve(ax, points, best, height, color, label):
-    """One size: its losses, the range of its seeds, its optimum, and what has no loss."""
-    drawn = [p for p in points if p.loss is not None]
-    x = [math.log2(p.lr) for p in drawn]
-    ax.plot(x, [p.loss for p in drawn], "-o", color=color, markersize=3, label=label)
-    ax.fill_between(x, [p.low for p in drawn], [p.high for p in drawn], color=color, alpha=0.2,
-                    linewidth=0)
-    gone = [math.log2(p.lr) for p in points if p.loss is None]
-    ax.plot(gone, [height] * len(gone), "x", color=color)
-    if best:
-        ax.plot(best.log2_lr, best.loss, "*", color=color, markersize=15, markeredgecolor="black",
-                zorder=3, markerfacecolor=color if best.exact else "white")
+def draw_curve(ax, points, look, height):
+    """One size: its losses, bars over its seeds, and a star at its optimum, which is returned.
 
-
-def sizes_against_width(panels, path, title=None):
-    """Log-log lines of size against width, a row of panels per parametrization.
-
-    panels: {row label: {column label: {name: {width: size}}}}. A column shares its axes.
+    A line joins the points. Around an exact optimum it is the parabola with the star at its vertex;
+    at the edge of the grid and beside divergence the star is hollow. A cross, at a height relative
+    to the panel, marks a run without a loss, which diverged or failed.
     """
-    columns = list(next(iter(panels.values())))
-    figure, axes = plt.subplots(
-        len(panels), len(columns), sharex=True, sharey="col", squeeze=False, layout="constrained",
-        figsize=(1 + 4.2 * len(columns), 0.6 + 2.9 * len(panels)))
-    for row, (label, by_column) in zip(axes, panels.items()):
-        for ax, column in zip(row, columns):
-            for i, (name, by_width) in enumerate(by_column[column].items()):
-                ax.plot(list(by_width), list(by_width.values()), "-o", markersize=3, label=name,
-                        color=plt.get_cmap("tab20")(i % 20))
-            ax.set_xscale("log", base=2)
-            ax.set_yscale("log", base=2)
-            ax.set_title(f"{named(label)}: {column}", fontsize=9)
-            ax.grid(alpha=0.3)
-    for ax in axes[-1]:
-        ax.set_xlabel("width")
-        ax.legend(fontsize=5.5, ncols=2)
-    save(figure, path, title)
+    color, best, drawn = look["color"], optimum(points), [p for p in points if p.loss is not None]
+    x, y = at, losses = [math.log2(p.lr) for p in drawn], [p.loss for p in drawn]
+    if best and best.exact:
+        i = y.index(min(y))
+        parabola = np.polynomial.Polynomial.fit(x[i - 1:i + 2], y[i - 1:i + 2], 2)
+        arc = np.linspace(x[i - 1], x[i + 1], 21)
+        best = best._replace(loss=float(parabola(best.log2_lr)))
+        x, y = [*x[:i - 1], *arc, *x[i + 2:]], [*y[:i - 1], *parabola(arc), *y[i + 2:]]
+    ax.plot(x, y, color=color, linewidth=1.2)
+    ax.plot(at, losses, linestyle="", **look)
+    ax.vlines(at, [p.low for p in drawn], [p.high for p in drawn], color=color, alpha=0.4, lw=4)
+    gone = [math.log2(p.lr) for p in points if p.loss is None]
+    ax.plot(gone, [height] * len(gone), "x", color=color, transform=ax.get_xaxis_transform())
+    if best:
+        ax.plot(best.log2_lr, best.loss, "*", color=color, markersize=14, markeredgecolor="black",
+                zorder=3, markerfacecolor=color if best.exact else "white")
+    return best
 
 
-def save(figure, path, title):
+def legend(figure, looks):
+    """One legend below all panels, from {name: properties of a line}."""
+    figure.legend([plt.Line2D([], [], **look) for look in looks.values()], list(looks),
+                  loc="outside lower center", ncols=max(2, int(figure.get_figwidth() / 2.2)))
+
+
+def save(figure, path, title=None):
     """Writes the figure with its title."""
-    if title:
-        figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=90)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=100, pil_kwargs={"optimize": True})
     plt.close(figure)

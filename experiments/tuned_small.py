@@ -1,0 +1,104 @@
+"""Tuned at the smallest width, used at all others: the figure that lr_transfer.py draws second.
+
+It reads lr_transfer.csv and, where there are such files, umup_transfer.csv and muon_transfer.csv.
+Each rule's learning rate is the best of its grid at the smallest width. It is then used unchanged;
+the rival "SP, lr ∝ 1/width" divides it by the width. The oracle is the best lr of each width's own
+grid. The lr is a point of the grid, not the vertex of a parabola, because it has to have been run.
+"""
+import math
+
+import umup_transfer  # first: it sets the path
+from transfer import FIGURES, RESULTS, read
+from tinymup.lab.optimum import curves
+from tinymup.lab.plot import BLACK, BLUE, ORANGE, PURPLE, SKY, legend, plt, save
+
+PER_WIDTH = "SP, lr ∝ 1/width"
+LOOKS = {"SP": (BLACK, "o", "-"), PER_WIDTH: (ORANGE, "s", "--"), "μP": (BLUE, "^", "-"),
+         "u-μP": (SKY, "D", "-."), "Muon": (PURPLE, "v", "-")}       # colour, marker, line
+
+
+def groups():
+    """{name of a rule: {width: [Point, …]}}, as far as there are results."""
+    def of(name, kept):
+        records = read(name) if (RESULTS / f"{name}.csv").exists() else []
+        fields = "param", "width", "lr", "seed"
+        found = [r | {"config": {f: r["config"][f] for f in fields}}
+                 for r in records if kept(r["config"])]
+        return next(iter(curves(found)[1].values())) if found else None
+
+    def plain_muon(c):
+        return c["muon_scale"] == "spectral" and c["momentum_form"] == "ema" and c["param"] == "mup"
+    found = {"SP": of("lr_transfer", lambda c: c["param"] == "sp"),
+             "μP": of("lr_transfer", lambda c: c["param"] == "mup"),
+             "u-μP": of("umup_transfer", umup_transfer.at_one),
+             "Muon": of("muon_transfer", plain_muon)}
+    return {name: by_width for name in LOOKS
+            if (by_width := found["SP" if name == PER_WIDTH else name])}
+
+
+def best(points):
+    """The point of a grid with the lowest loss."""
+    return min((p for p in points if p.loss is not None), key=lambda p: p.loss)
+
+
+def tuned(name, by_width):
+    """(lr tuned at the smallest width, {width: Point at the rule's lr there, None without one})."""
+    base = min(by_width)
+    lr = best(by_width[base]).lr
+    return lr, {width: next((p for p in points if p.loss is not None and p.lr == (
+        lr * base / width if name == PER_WIDTH else lr)), None)
+        for width, points in by_width.items()}
+
+
+def table(found):
+    """A row per rule and oracle: the loss at each width, and its range over seeds."""
+    widths = sorted({width for by_width in found.values() for width in by_width})
+    lines = ["tuned at the smallest width: held-out loss, nats per byte, mean (range, seeds)",
+             f"{'':17}{'log2 lr':>8}" + "".join(f"{width:>24}" for width in widths)]
+    for name in found:
+        lr, used = tuned(name, found[name])
+        oracle = {width: best(points) for width, points in found[name].items()}
+        for label, row in [(name, used)] + [("  its oracle", oracle)] * (name != PER_WIDTH):
+            cells = ["" if w not in row else "no run" if row[w] is None else
+                     f"{row[w].loss:.3f} ({row[w].low:.3f}–{row[w].high:.3f}, {row[w].seeds})"
+                     for w in widths]
+            start = f"{math.log2(lr):g}" if row is used else ""
+            lines.append(f"{label:17}{start:>8}" + "".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)
+
+
+def draw():
+    """Draws figures/tuned_small.png and returns the table."""
+    found = groups()
+    figure, ax = plt.subplots(figsize=(8, 4.6))
+    ends = {}
+    for name in found:
+        color, marker, style = LOOKS[name]
+        points = {width: p for width, p in tuned(name, found[name])[1].items() if p}
+        ax.plot(list(points), [p.loss for p in points.values()], style, color=color, marker=marker)
+        ax.fill_between(list(points), [p.low for p in points.values()],
+                        [p.high for p in points.values()], color=color, alpha=0.2, linewidth=0)
+        ends[name] = max(points), points[max(points)].loss
+        if name != PER_WIDTH:
+            ax.plot(list(found[name]), [best(points).loss for points in found[name].values()], ":",
+                    color=color, linewidth=1, zorder=4)
+    base, *_, last = widths = sorted({w for by_width in found.values() for w in by_width})
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(widths, list(map(str, widths)))
+    height = -math.inf
+    for name, (width, loss) in sorted(ends.items(), key=lambda end: end[1][1]):
+        height = max(loss, height + 0.05 * (ax.get_ylim()[1] - ax.get_ylim()[0]))
+        ax.annotate(name, (width, loss), (last * 1.12, height), color=LOOKS[name][0], va="center",
+                    fontweight="bold", arrowprops={"arrowstyle": "-", "color": "grey",
+                                                   "linewidth": 0.5})
+    ax.set(xlim=(base * 0.93, last * 2.6), xlabel="width",
+           ylabel="held-out loss, nats per byte")
+    legend(figure, {f"lr tuned at width {base}": {"color": "grey"},
+                    "lr tuned at each width (oracle)": {"color": "grey", "linestyle": ":"}})
+    seeds = {name: sorted({p.seeds for points in by_width.values() for p in points})
+             for name, by_width in found.items() if name != PER_WIDTH}
+    save(figure, FIGURES / "tuned_small.png",
+         f"Tuned at width {base}, used at {last}: Transformer on Python source, 300 steps;\n"
+         "mean and range of seeds (" + ", ".join(
+             f"{name}: {' to '.join(map(str, count))}" for name, count in seeds.items()) + ")")
+    return table(found)
