@@ -54,8 +54,8 @@ def finished_runs(name, configs, jobs, program=None):
     results = Results(ROOT / "runs" / name)
     kept = results.read()
     old = sum(finished(kept.get(c.key(corpus.digest))) for c in configs)
-    about = [f"python experiments/{program or name}.py", f"commit {commit()}", f"corpus {corpus.digest}",
-             f"numpy {run.versions()['numpy']}"]
+    about = [f"python experiments/{program or name}.py", f"commit {commit()}",
+             f"corpus {corpus.digest}", f"numpy {run.versions()['numpy']}"]
     if old:
         about.append(f"{old} of {len(configs)} runs kept from an earlier start")
     records = sweep.run_all(configs, corpus, results, jobs)
