@@ -23,15 +23,20 @@ ALWAYS = {"param", "width", "lr", "seed"}                  # columns even if the
 OUTCOME = ["status", "loss", "train_loss", "seconds"]      # the last columns of a CSV of runs
 
 
-def arguments(description, jobs=True):
-    """The flags --redraw and, if the experiment has runs to put side by side, --jobs."""
+def parser(description, jobs=True):
+    """A parser with --redraw and, if the experiment has runs to put side by side, --jobs."""
     p = argparse.ArgumentParser(description=description,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     if jobs:
         p.add_argument("--jobs", type=int, default=2, help="runs side by side [2]")
     p.add_argument("--redraw", action="store_true",
                    help="train nothing: make table and figure from the CSV")
-    return p.parse_args()
+    return p
+
+
+def arguments(description, jobs=True):
+    """The flags of an experiment that has no others than those of `parser`."""
+    return parser(description, jobs).parse_args()
 
 
 def commit():

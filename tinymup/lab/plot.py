@@ -29,9 +29,9 @@ def shades(count):
     return plt.get_cmap("viridis")([0.9 * i / max(1, count - 1) for i in range(count)])
 
 
-def panels(count):
-    """(figure, its axes, at most three in a row), with one axis of losses."""
-    rows = math.ceil(count / 3)
+def panels(count, columns=3):
+    """(figure, its axes, at most so many in a row), with one axis of losses."""
+    rows = math.ceil(count / columns)
     columns = math.ceil(count / rows)
     width = 1.2 + columns * (2.9 if columns == 3 else 4)
     figure, axes = plt.subplots(rows, columns, sharey=True, squeeze=False,
