@@ -41,10 +41,10 @@ def transfers(records):
     return groups | {"umup": next(iter(optimum.curves(plain)[1].values()))}
 
 
-def alpha_sweeps(records):
+def alpha_sweeps(records, width=ALPHA_WIDTH):
     """{α's name: {value: mean loss of the seeds that all values have}}, the other α's at 1."""
     here = [r for r in records
-            if [r["config"]["width"], r["config"]["lr"]] == [ALPHA_WIDTH, ALPHA_LR]]
+            if [r["config"]["width"], r["config"]["lr"]] == [width, ALPHA_LR]]
     sweeps = {}
     for alpha in ALPHAS:
         by_value = {}

@@ -1,0 +1,81 @@
+"""Claim: u-μP's α's, tuned one at a time at width 64, are still the best ones at width 256.
+
+    python experiments/umup_alphas.py --jobs 2
+
+This is the u-μP paper's independent search (arXiv:2407.17465, Sect. 4.3): with the learning rate
+fixed, each α is swept with the others at 1, and the best values are then used together. The sweeps
+at width 64 are those of umup_transfer.csv, which must exist. The same sweeps are run at width 256,
+and the tuned α's are trained at all widths with a grid of learning rates.
+
+Refuted by: an α whose value tuned at width 64 loses more than 0.05 nats to the best one at width
+256. The rivals are u-μP with all α's at 1 and μP with everything at 1, each with its lr tuned at
+width 64. The search costs 25 runs for the α's and 4 for the lr; mutransfer.py compares u-μP and μP
+with as many trials each.
+"""
+import math
+
+import transfer  # first: it sets the path
+import tuned_small
+import umup_transfer
+from tinymup.lab import optimum, plot
+from tinymup.lab.config import Config
+from umup_transfer import ALPHA_LR, ALPHA_WIDTH, ALPHAS, ENOUGH, LRS, SEEDS, VALUES, WIDTHS
+
+OTHER_WIDTH, OTHER_SEEDS = 256, SEEDS[:1]
+
+
+def tuned():
+    """{α's name: its best value at width 64}"""
+    sweeps = umup_transfer.alpha_sweeps(transfer.read("umup_transfer"))
+    return {name: best(losses) for name, losses in sweeps.items()}
+
+
+def best(losses):
+    """The value of {value: loss} with the lowest loss."""
+    return min((value for value, loss in losses.items() if loss is not None), key=losses.get)
+
+
+def grids():
+    """The tuned α's at all widths, and the sweeps of single α's at the other width."""
+    umup = Config(param="umup")
+    return [(Config(param="umup", **tuned()), {"width": WIDTHS, "lr": LRS, "seed": SEEDS}),
+            *((umup, {"width": [OTHER_WIDTH], "lr": [ALPHA_LR], alpha: VALUES,
+                      "seed": OTHER_SEEDS}) for alpha in ALPHAS)]
+
+
+def transfers(records):
+    """{name: {width: [Point, …]}}: u-μP tuned and not, and μP."""
+    chosen = tuned()
+    kept = [umup_transfer.strip(r) for r in records
+            if all(r["config"][alpha] == value for alpha, value in chosen.items())]
+    others = umup_transfer.transfers(transfer.read("umup_transfer"))
+    return {"u-μP, α tuned": next(iter(optimum.curves(kept)[1].values())),
+            "u-μP": others["umup"], "μP": others["mup"]}
+
+
+def alphas(records):
+    """A row per α: the best values at both widths, and what the one of width 64 loses at 256."""
+    other = umup_transfer.alpha_sweeps(records, OTHER_WIDTH)
+    lines = [f"{'':16}{f'best at {ALPHA_WIDTH}':>14}{f'best at {OTHER_WIDTH}':>14}"
+             f"{f'loses at {OTHER_WIDTH}':>16}"]
+    bad = []
+    for name, value in tuned().items():
+        losses = other[name]
+        loss = math.inf if losses[value] is None else losses[value] - losses[best(losses)]
+        bad += [name] * (loss > ENOUGH)
+        lines.append(f"{name:16}{f'2^{math.log2(value):g}':>14}"
+                     f"{f'2^{math.log2(best(losses)):g}':>14}{loss:>16.3f}")
+    return "\n".join([*lines, f"lose more than {ENOUGH} nats: {', '.join(bad) or 'none'}; "
+                              f"the claim is {'refuted' if bad else 'not refuted'}"])
+
+
+if __name__ == "__main__":
+    flags = transfer.arguments(__doc__)
+    if not flags.redraw:
+        transfer.train("umup_alphas", grids(), flags.jobs)
+    records = transfer.read("umup_alphas")
+    groups = transfers(records)
+    print(optimum.report("width", {name: groups[name] for name in ["u-μP, α tuned"]}))
+    print(f"\n{tuned_small.table(groups)}\n\n{alphas(records)}")
+    plot.loss_against_lr("width", groups, transfer.FIGURES / "umup_alphas.png",
+                         "300 steps of AdamW: mean and range of seeds")
