@@ -10,7 +10,7 @@ from ..backend import to_device, to_host
 
 
 def checksum(arrays):
-    """The sha256 of names, types, shapes and bytes."""
+    """The sha256 of the names, types, shapes and bytes of arrays."""
     h = hashlib.sha256()
     for name in sorted(arrays):
         h.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
@@ -19,7 +19,7 @@ def checksum(arrays):
 
 
 def save(path, params, state, progress):
-    """Writes arrays and progress (numbers, strings and lists), as a whole or not at all."""
+    """Writes a checkpoint, or leaves the file at the path as it was. progress: plain JSON."""
     arrays = {f"params/{name}": to_host(array) for name, array in params.items()}
     arrays |= {f"state/{name}": to_host(array) for name, array in state.items()}
     arrays["progress"] = numpy.frombuffer(json.dumps(progress).encode(), numpy.uint8)
@@ -27,7 +27,7 @@ def save(path, params, state, progress):
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "xb") as file:   # x: no link or file of this name is written through
+        with open(temporary, "xb") as file:   # x: not through a link that has this name
             numpy.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
@@ -52,6 +52,7 @@ def load(path):
         sound = False
     if not sound:
         raise ValueError(f"{path} is damaged: delete it, and the run starts from its beginning")
+
     def group(prefix):
         return {name.removeprefix(prefix): to_device(array)
                 for name, array in arrays.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""The corpus as bytes, its split, and batches as a function of (seed, step)."""
+"""The corpus: text as bytes, split into training and held-out part, and the batches from it."""
 import glob
 import hashlib
 import math
@@ -34,14 +34,15 @@ def standard_library():
 
 
 def folders(top, hidden=True):
-    """(path, names of its files) of a folder and all below it. Links are followed, loops end.
+    """Yields (folder, names of its files) for top and all folders below it, each once.
 
+    Links are followed. Without hidden, folders whose names begin with a dot are left out.
     Errors: ValueError for a folder that cannot be read.
     """
     def refuse(error):
         raise ValueError(f"--data {error.filename}: {error.strerror}; name what can be read")
     todo, seen = [top], set()
-    for start in todo:                                     # links come last
+    for start in todo:                     # links come last: a folder keeps its own path
         for folder, inside, files in os.walk(start, onerror=refuse):
             if os.path.realpath(folder) in seen:
                 inside.clear()
@@ -54,22 +55,22 @@ def folders(top, hidden=True):
 
 
 def matches(pattern):
-    """The paths that a glob matches. Here ** enters each folder once, whatever links lead to it."""
+    """The paths that a glob matches. Here ** ends in a loop of links; Python's goes round it."""
     parts = Path(pattern).parts
     if "**" not in parts:
         return glob.glob(pattern)
     i = parts.index("**")
     tops = glob.glob(os.path.join(*parts[:i], "")) if i else ["."]
-    if i + 1 == len(parts):                                # a/**: all below a
+    if i + 1 == len(parts):                                # a/** stands for the folder a
         return tops
     return [match for top in tops for folder, _ in folders(top, hidden=False)
             for match in matches(os.path.join(glob.escape(folder), *parts[i + 1:]))]
 
 
 def find_files(paths):
-    """The files that paths name (files, folders with all below them, globs), sorted, each once.
+    """The files that paths name, sorted, each once. A path is a file, a folder or a glob.
 
-    Errors: ValueError where a path matches nothing, or a folder cannot be read.
+    Errors: ValueError if a path matches nothing or a folder cannot be read.
     """
     found = set()
     for path in paths:
@@ -77,8 +78,11 @@ def find_files(paths):
         if not named:
             raise ValueError(f"--data {path}: no such file, directory or glob; check the path")
         for match in named:
-            found |= {Path(folder, name) for folder, files in folders(match) for name in files
-                      if Path(folder, name).is_file()} if Path(match).is_dir() else {Path(match)}
+            if Path(match).is_dir():
+                files = (Path(folder, name) for folder, names in folders(match) for name in names)
+                found.update(filter(Path.is_file, files))
+            else:
+                found.add(Path(match))
     once = {}
     for file in sorted(found):
         once.setdefault(os.path.realpath(file), file)
@@ -86,11 +90,7 @@ def find_files(paths):
 
 
 def read_text(file):
-    """The bytes of a file.
-
-    Errors: ValueError if it cannot be read, is no regular file, is larger than the memory, or
-    contains a zero byte, as no text does.
-    """
+    """The bytes of a text file. Errors: ValueError if it cannot be read or is no text."""
     try:
         about = file.stat()
         if not stat.S_ISREG(about.st_mode):                # a pipe might never end
@@ -109,7 +109,7 @@ def read_text(file):
 
 
 def memory():
-    """The bytes of this machine's memory; without limit where they are not known."""
+    """This machine's memory in bytes; infinite if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -117,33 +117,39 @@ def memory():
 
 
 def load(paths=(), seq=64):
-    """The `Corpus` of the files that paths name, or of the standard library.
+    """The `Corpus` of the files that paths name, or of the standard library if there are none.
 
     Errors: ValueError if a file cannot be used, or the held-out part is shorter than seq + 1 bytes.
     """
     files = find_files(paths) if paths else standard_library()
-    text = numpy.frombuffer(b"".join(read_text(f) for f in files), numpy.uint8)
-    split = len(text) - int(len(text) * HELD_OUT)
-    if len(text) - split <= seq:
+    text = b"".join(read_text(f) for f in files)
+    held_out = int(len(text) * HELD_OUT)
+    if held_out <= seq:
         raise ValueError(f"--data holds {len(text)} bytes in {len(files)} files; --seq {seq} needs "
                          f"{int((seq + 1) / HELD_OUT)} or more, since the last tenth is held out: "
                          "give more data or a smaller --seq")
-    return Corpus(text[:split], text[split:], hashlib.sha256(text).hexdigest()[:12])
+    return split(text, len(text) - held_out)
+
+
+def split(text, at):
+    """The `Corpus` of a text as bytes, of which the first `at` are for training."""
+    text = numpy.frombuffer(text, numpy.uint8)
+    return Corpus(text[:at], text[at:], hashlib.sha256(text).hexdigest()[:12])
 
 
 def windows(text, batch, seq, rng):
-    """(inputs, targets), each (batch, seq) int64; a target is the byte after its input."""
+    """(inputs, targets) at random places, (batch, seq) int64. Targets are one byte later."""
     starts = rng.integers(0, len(text) - seq, batch)
     chunk = text[starts[:, None] + numpy.arange(seq + 1)].astype(numpy.int64)
     return chunk[:, :-1], chunk[:, 1:]
 
 
 def training_batch(corpus, seed, step, batch, seq):
-    """The batch of a step, which depends on the seed and on no other option."""
+    """The (inputs, targets) of a training step, the same in all runs of one seed."""
     return windows(corpus.train, batch, seq, generator(seed, "batch", step))
 
 
 def held_out_batches(corpus, batches, batch, seq):
-    """The batches on which all runs of all seeds are evaluated."""
+    """The list of (inputs, targets) for evaluation, the same for all seeds."""
     return [windows(corpus.held_out, batch, seq, generator(0, "held-out", i))
             for i in range(batches)]

@@ -1,4 +1,4 @@
-"""What a program says, on streams that may be closed, full, ASCII or no terminal; how it ends."""
+"""How a program speaks and ends; its streams may be closed, full, ASCII only or no terminal."""
 import functools
 import os
 import signal
@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 
 
 def say(text):
-    """One line on standard error. Nobody may be listening: that ends nothing."""
-    with suppress(OSError, ValueError, AttributeError):   # full or broken; closed; None
+    """Writes a line to standard error. If that is impossible, the program goes on."""
+    with suppress(OSError, ValueError, AttributeError):   # full or broken; closed; absent
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
@@ -24,20 +24,20 @@ def watched():
 
 
 def escaped(text):
-    """The text with everything that a terminal might obey as \\x1b."""
+    """The text with characters that control a terminal spelled out, as in \\x1b."""
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def quit(*_):
-    """Ends the process at once, as Ctrl-C does where nothing has begun."""
+    """Ends the process at once: what Ctrl-C does before a program has begun."""
     with suppress(OSError):
         os.write(2, b"\ninterrupted\n")
     os._exit(130)
 
 
 def start():
-    """What a program does before it imports the rest: from now on Ctrl-C shows no traceback."""
-    while (stream := os.open(os.devnull, os.O_RDWR)) < 3:   # no file may get the number of a stream
+    """Prepares a program, before it imports the rest, to be interrupted without a traceback."""
+    while (stream := os.open(os.devnull, os.O_RDWR)) < 3:   # a file must not replace a stream
         pass
     os.close(stream)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -46,19 +46,19 @@ def start():
 
 @contextmanager
 def program(name, interrupted):
-    """Ends what it contains in one line and with the usual status, whatever goes wrong."""
+    """A context in which an error or Ctrl-C ends the program, with one line and a status."""
     if signal.getsignal(signal.SIGINT) is quit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):                      # closed: None
+        with suppress(AttributeError):                      # a closed one is None
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
             yield
         finally:
             flush()
-    except BrokenPipeError:                                 # | head: nobody reads on
-        raise SystemExit(128 + 13) from None                # like a tool that SIGPIPE ends
+    except BrokenPipeError:                                 # the reader has gone, as with | head
+        raise SystemExit(128 + 13) from None                # the status of a tool that SIGPIPE ends
     except (ValueError, OSError) as error:
         say(f"{name}: {error}")
         raise SystemExit(2) from None
@@ -66,13 +66,13 @@ def program(name, interrupted):
         say(f"{name}: out of memory: choose a smaller --width, --batch or --seq, or fewer --jobs")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, quit)                  # a second one ends what is left to do
+        signal.signal(signal.SIGINT, quit)                  # a second one ends the process at once
         say("\n" + interrupted)
         raise SystemExit(130) from None
 
 
 def flush():
-    """Writes what standard output still holds. If it cannot, nothing tries so again at exit."""
+    """Flushes standard output. If that fails, drops the rest: Python would try again at exit."""
     try:
         if sys.stdout:
             sys.stdout.flush()

@@ -1,22 +1,24 @@
-"""One run in its own process: both ends, the process and what starts it.
+"""A run in a process of its own: what starts the process, and what it does.
 
-A run that dies takes no other with it, and the number of BLAS threads is set before NumPy loads.
-The process reads its job, a line of JSON, on standard input: {"config": …, "key": …, "checkpoint":
-path or null, "resume": bool, "split": null or [a, b]}. After a split follow the text's a + b bytes.
-It writes the record, a line of JSON, where standard output was; output of others goes to stderr.
+A run that dies then takes no other with it, and BLAS threads are limited before NumPy loads.
+The process reads its job from standard input, a line of JSON: {"config": …, "key": …, "checkpoint":
+path or null, "resume": bool, "split": null or [a, b]}. With a split, a bytes of training text and b
+held-out bytes follow.
+It writes the record, a line of JSON, to standard output. Whatever else it prints goes to stderr.
 
-A cluster gets this module's text and nothing else of the package before it can import the rest.
-So the imports of the run itself are in `main`.
+A cluster receives this module before it can import the package. So the imports of the run itself
+are in `main`.
 """
 import json
 import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-# The path comes first: until then Python would import from the current folder. Ctrl-C reaches all
-# processes of a terminal, and is the sweep's to handle.
+# The path comes first: before it is set, Python imports from the current folder. Ctrl-C reaches all
+# processes of a terminal, and the sweep handles it.
 START = """import sys
 sys.path[:] = {path}
 import signal
@@ -29,18 +31,18 @@ class Workers:
     """Starts worker processes and, if the sweep ends early, ends them."""
 
     def __init__(self, jobs, path=None):
-        # With several BLAS threads each, workers would wait for one another.
+        # With more BLAS threads than cores, workers would wait for one another.
         self.environment = os.environ | (dict.fromkeys(THREADS, "1") if jobs > 1 else {})
         self.path = [os.path.abspath(folder) for folder in (path or sys.path)]
         self.running, self.starting, self.ended = set(), threading.Lock(), False
 
     def train(self, config, key, checkpoint, resume):
-        """The record of one run in its own process; `failed`, with a reason, if that went wrong."""
+        """The record of a run in a process of its own; that of `failed` if the process fails."""
         return self.do({"config": dict(vars(config)), "key": key, "checkpoint": checkpoint,
                         "resume": resume, "split": None})
 
     def do(self, job, text=b"", wanted=lambda: True):
-        """The record of a job. Every second asks whether the run is still wanted."""
+        """The record of a job. Kills the process when wanted() is no longer true."""
         try:
             status, stdout, stderr = self.process(json.dumps(job).encode() + b"\n" + text, wanted)
         except OSError as error:
@@ -64,13 +66,11 @@ class Workers:
                 [sys.executable, "-c", START.format(path=ascii(self.path))], env=self.environment,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             self.running.add(process)
-        stdin, process.stdin = process.stdin, None    # open while we live, also in communicate
+        stdin, process.stdin = process.stdin, None    # communicate would close it and end the run
         try:
-            try:
+            with suppress(OSError):                   # if it has died, its exit status says how
                 stdin.write(given)
                 stdin.flush()
-            except OSError:
-                pass                                  # it died already; its exit status says how
             while True:
                 try:
                     stdout, stderr = process.communicate(timeout=1)
@@ -79,10 +79,8 @@ class Workers:
                     if not wanted():
                         process.kill()
         finally:
-            try:
+            with suppress(OSError):
                 stdin.close()
-            except OSError:
-                pass
             self.running.discard(process)
 
     def kill(self):
@@ -94,7 +92,7 @@ class Workers:
 
 
 def failed(job, reason):
-    """The record of a run that has none."""
+    """The record of a run that failed, with the reason."""
     return {"key": job["key"], "status": "failed", "loss": None, "config": job["config"],
             "reason": reason}
 
@@ -102,22 +100,18 @@ def failed(job, reason):
 def main():
     """Reads the job, trains, writes the record."""
     channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)                                     # noise must not look like a record
-    import hashlib
+    os.dup2(2, 1)                                     # what others print is not the record
     from pathlib import Path
-
-    import numpy
 
     from . import data
     from .config import restored
     from .run import train
     job = json.loads(sys.stdin.buffer.readline())
     split = job["split"]
-    text = numpy.frombuffer(sys.stdin.buffer.read(sum(split)), numpy.uint8) if split else None
+    text = sys.stdin.buffer.read(sum(split or []))
     threading.Thread(target=end_with_the_parent, daemon=True).start()
     config = restored(job["config"])
-    corpus = data.load(config.data, config.seq) if text is None else data.Corpus(
-        text[:split[0]], text[split[0]:], hashlib.sha256(text).hexdigest()[:12])
+    corpus = data.split(text, split[0]) if split else data.load(config.data, config.seq)
     if config.key(corpus.digest) != job["key"]:
         raise ValueError("the text has changed since the sweep began")
     record, *_ = train(config, corpus, job["checkpoint"] and Path(job["checkpoint"]),
@@ -127,7 +121,7 @@ def main():
 
 
 def end_with_the_parent():
-    """Ends this process with its parent, which holds our standard input open while it lives."""
+    """Ends this process when its parent has died, which closes our standard input."""
     while os.read(0, 1024):
         pass
     os._exit(1)
