@@ -2,17 +2,16 @@
 
 It tests a parametrization as a gradient check tests a backward pass (Yang et al. 2022,
 arXiv:2203.03466, App. D.1). Small networks of several widths take the first steps of a training
-run, on one batch. It measures the RMS of every activation x and the spectral norm of every
-effective matrix W = A w, and the same of their changes Δx and ΔW since initialisation. In a log-log
-plot against width, a quantity that is proportional to width^s has slope s. Under μP activations
-must have slope 0, and matrices that of √(fan_out/fan_in), the spectral condition.
+run, warm-up included, on one batch. It measures the RMS of every activation x and the spectral norm
+of every effective matrix W = A w, and the same of their changes Δx and ΔW since initialisation. In
+a log-log plot against width, a quantity that is proportional to width^s has slope s. Under μP, x
+and Δx must have slope 0, and ΔW that of √(fan_out/fan_in), which is the spectral condition.
 
-ΔW is not the update of a single step, because that says little under SGD. An SGD step is as large
-as the gradient of the moment. Where the learning rate is so large that the loss goes up and down,
-a narrow network has its large gradients in other steps than a wide one. (With a constant lr of 2^-1
-the slopes of single updates are wrong by up to 0.47, and the sign changes from step to step; those
-of ΔW are wrong by up to 0.21.) In the first step, where both are the same, nothing is lost. For the
-same reason the learning rate warms up as in training.
+ΔW sums all updates so far, because single updates mislead under SGD, whose steps are proportional
+to the gradient. Where the learning rate is so large that the loss oscillates, narrow and wide
+networks have their large gradients in different steps. (With a constant lr of 2^-1 the slopes of
+single updates are wrong by up to 0.47, with a sign that changes from step to step, and those of ΔW
+by up to 0.21.)
 """
 import math
 from dataclasses import replace
@@ -24,20 +23,20 @@ from ..backend import to_device, to_host
 from . import data, run
 from .config import build, complete
 
-TOLERANCE = 0.25   # half of ½, the smallest error in a slope that a wrong exponent causes
+TOLERANCE = 0.25   # a wrong exponent changes a slope by ½ or more; this is half of it
 
 
 class Measurement(NamedTuple):
-    """step counts updates: 0 is initialisation. quantity: x, Δx, W or ΔW."""
+    """One quantity of one network at one step."""
 
     width: int
     seed: int
-    step: int
-    quantity: str
-    name: str
-    mean_abs: float     # of x and Δx
-    rms: float          # of x and Δx
-    spectral: float     # of W and ΔW: the largest singular value
+    step: int           # updates so far
+    quantity: str       # x, Δx, W or ΔW
+    name: str           # of the activation or parameter
+    mean_abs: float     # of x and Δx; None for W and ΔW
+    rms: float          # likewise
+    spectral: float     # of W and ΔW, the largest singular value; None for x and Δx
 
 
 def measure(config, corpus, widths, seeds, steps):
@@ -47,7 +46,7 @@ def measure(config, corpus, widths, seeds, steps):
 
 
 def measure_one(config, corpus, steps):
-    """The same for one network."""
+    """The `Measurement`s of one complete config."""
     network, params, optimizer, _ = run.start(config, corpus, None)
     batch = data.training_batch(corpus, config.seed, 0, config.batch, config.seq)
     ids, targets = map(to_device, batch)
@@ -61,7 +60,6 @@ def measure_one(config, corpus, steps):
 
         def watch(name, x):
             seen[name] = to_host(x).copy()
-
         _, grads = network.loss_and_gradients(params, ids, targets, watch, largest)
         weights = {row.name: row.mult * to_host(params[row.name]).astype(float)
                    for row in network.rows if len(row.shape) == 2}
@@ -90,7 +88,7 @@ def spectral_norm(w):
 
 
 class Slope(NamedTuple):
-    """The slope of a quantity against width, and its `bounds`. None: no bound."""
+    """The slope of a quantity against width at one step, and its bounds, None if it has none."""
 
     step: int
     quantity: str
@@ -102,8 +100,7 @@ class Slope(NamedTuple):
     @property
     def passes(self):
         """Whether the slope lies within its bounds."""
-        return ((self.low is None or self.slope >= self.low)
-                and (self.high is None or self.slope <= self.high))
+        return self.low is None or self.low <= self.slope <= self.high
 
 
 def slopes(measurements, expected):
@@ -129,13 +126,13 @@ def slopes(measurements, expected):
 def bounds(quantity, name, expected):
     """(low, high) of a slope: what the theory expects ± TOLERANCE.
 
-    Logits have slopes from −½ to 0. They are the sum of an aligned part, whose size is constant,
-    and of a random part that shrinks like 1/√width. At initialisation there is only the random
-    part. A change of the logits has one because the gradients of other tokens and bytes interfere,
-    less so the wider the network: the two parts are of similar size where the width is similar to
-    the vocabulary. The same holds for attention logits if the head dimension grows.
+    Logits may have any slope from −½ to 0: they add an aligned part, whose size is constant, and a
+    random part, which shrinks like 1/√width. At initialisation there is the random part alone. The
+    changes of logits have one too, because the gradients of other tokens and bytes interfere. It is
+    as large as the aligned part where the width is similar to the vocabulary. The same holds for
+    attention logits if the head dimension grows.
 
-    W has no bounds: it is the sum of its random start, whose norm follows other laws, and ΔW.
+    W has no bounds, because the norm of its random start follows other laws.
     """
     if quantity == "W":
         return None, None
@@ -147,7 +144,8 @@ def expected_slopes(narrow, wide):
     """{matrix: (lowest, highest) slope of its ΔW} by theory, for two networks of different width.
 
     It is the slope of √(fan_out/fan_in). Under SGD a matrix without a width, such as the embedding
-    of the MLP, has −½ to 0: its gradient is a sum over the width, and like the logits random first.
+    of the MLP, may have −½ to 0: its gradient is a sum over the width with a random and an aligned
+    part, as in the logits.
     """
     octaves = math.log2(wide.architecture.width / narrow.architecture.width)
     found = {}
@@ -161,7 +159,7 @@ def expected_slopes(narrow, wide):
 
 
 def check(config, corpus, widths, seeds=(0, 1, 2), steps=8):
-    """(measurements, slopes, whether all slopes pass)"""
+    """(measurements, slopes, whether all slopes pass) of a config at several widths."""
     measurements = measure(config, corpus, widths, seeds, steps)
     narrow, wide = (build(complete(replace(config, width=w))) for w in (min(widths), max(widths)))
     found = slopes(measurements, expected_slopes(narrow, wide))
@@ -169,7 +167,7 @@ def check(config, corpus, widths, seeds=(0, 1, 2), steps=8):
 
 
 def report(found):
-    """A table of slopes: a row per quantity, a column per step, ! for one out of bounds."""
+    """A table of slopes: a row per quantity, a column per step, and ! after one out of bounds."""
     steps, rows = sorted({s.step for s in found}), {}
     for s in found:
         rows.setdefault((s.quantity, s.name), {})[s.step] = s

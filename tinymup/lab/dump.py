@@ -1,4 +1,4 @@
-"""A run as raw numbers, from which a port can start and with which it can compare."""
+"""Writes the numbers of a run, for a port to start from and to compare with: `--dump FOLDER`."""
 import json
 
 import numpy
@@ -9,43 +9,36 @@ from .resolved import resolved
 
 
 def write(folder, config, corpus):
-    """Trains a complete config and returns its losses. The folder gets, in files of little-endian
-    float64, rows first: the initial parameters, the token ids (steps, batch, seq + 1), the losses,
-    the gradients of step 0 before clipping, and the parameters after the last step.
+    """Trains a complete config, writes its numbers to a folder, and returns its losses.
 
-    index.json has the resolved run, and for each file {name: {"offset": in bytes, "shape": …}}.
+    One file each holds the initial parameters, the gradients of step 0 before clipping, the
+    parameters after the last step, the token ids (steps, batch, seq + 1) and the losses. A file is
+    its arrays one after the other, row by row, as little-endian float64. index.json has the
+    resolved run, and for each file {name of the array: {"offset": in bytes, "shape": …}}.
     """
-    run_of_it = resolved(config)
+    index = {"resolved": resolved(config), "files": {}}
     folder.mkdir(parents=True, exist_ok=True)
+
+    def put(name, arrays):
+        places = index["files"][name] = {}
+        with open(folder / name, "wb") as file:
+            for key, array in arrays.items():
+                array = numpy.ascontiguousarray(to_host(array), "<f8")
+                places[key] = {"offset": file.tell(), "shape": list(array.shape)}
+                file.write(array)
+
     network, params, optimizer, _ = run.start(config, corpus, None)
-    index = {"resolved": run_of_it, "files": {"initial.f64": put(folder / "initial.f64", params)}}
-    losses, ids = [], []
+    put("initial.f64", params)
+    batches = [data.training_batch(corpus, config.seed, step, config.batch, config.seq)
+               for step in range(config.steps)]
     with numpy.errstate(all="ignore"):
-        for step in range(config.steps):
-            inputs, targets = data.training_batch(corpus, config.seed, step, config.batch,
-                                                  config.seq)
-            ids.append(numpy.concatenate([inputs, targets[:, -1:]], axis=1))
-            largest = {}
-            loss, grads = network.loss_and_gradients(
-                params, to_device(inputs), to_device(targets), largest=largest)
-            losses.append(float(to_host(loss)))
-            if step == 0:
-                index["files"]["gradients.f64"] = put(folder / "gradients.f64", grads)
-            run.update(config, network, params, optimizer, grads, largest, step)
-    for name, arrays in {"final": params, "ids": {"ids": numpy.array(ids)},
-                         "losses": {"losses": numpy.array(losses)}}.items():
-        index["files"][f"{name}.f64"] = put(folder / f"{name}.f64", arrays)
+        put("gradients.f64", network.loss_and_gradients(params, *map(to_device, batches[0]))[1])
+        losses = [run.training_step(config, network, params, optimizer, corpus, step)[0]
+                  for step in range(config.steps)]
+    losses = [float(to_host(loss)) for loss in losses]
+    ids = [numpy.concatenate([ids, targets[:, -1:]], axis=1) for ids, targets in batches]
+    put("final.f64", params)
+    put("ids.f64", {"ids": numpy.array(ids)})
+    put("losses.f64", {"losses": numpy.array(losses)})
     (folder / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
     return losses
-
-
-def put(path, arrays):
-    """Writes arrays one after the other. Returns where each stands."""
-    places, offset = {}, 0
-    with open(path, "wb") as file:
-        for name, array in arrays.items():
-            array = numpy.ascontiguousarray(to_host(array), "<f8")
-            file.write(array)
-            places[name] = {"offset": offset, "shape": list(array.shape)}
-            offset += array.nbytes
-    return places

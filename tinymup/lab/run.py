@@ -21,7 +21,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3   # from glibc's mall
 
 
 def keep_freed_memory():
-    """Asks glibc to reuse freed memory for the next array instead of returning it to the system.
+    """Makes glibc keep freed memory for the next array instead of returning it to the system.
 
     Each step allocates the same arrays as the one before, and fresh pages are slow to touch. With
     another C library this does nothing. CuPy's memory pool does the same by itself.
@@ -34,23 +34,23 @@ def keep_freed_memory():
 
 
 def versions():
-    """What a result may depend on besides the config."""
+    """What a result may depend on besides the config and the corpus."""
     return {"python": platform.python_version(), "numpy": numpy.__version__,
             "arrays": xp.__version__, "machine": platform.machine()}
 
 
 def diverged(loss, first):
-    """Whether a loss is not finite, or far above a uniform guess and the first loss of the run."""
+    """Whether a loss is not finite, or above 2 · max(first, loss of a uniform guess)."""
     return not (math.isfinite(loss) and loss <= 2 * max(math.log(data.VOCAB), first))
 
 
 def finite(x):
-    """x, or None if it is infinite or NaN, which JSON does not have."""
+    """x, or None if it is infinite or NaN, which JSON cannot express."""
     return x if math.isfinite(x) else None
 
 
 def sample(network, params, prompt, length, seq, seed):
-    """prompt (bytes), continued by length bytes drawn from the model given the last seq bytes."""
+    """The prompt (bytes) and length more bytes, each drawn by the model from the last seq bytes."""
     text = list(prompt)
     rng = generator(seed, "sample")
     for _ in range(length):
@@ -61,7 +61,7 @@ def sample(network, params, prompt, length, seq, seed):
 
 
 def training_step(config, network, params, optimizer, corpus, step):
-    """Batch, forward, backward, update. Does not wait for the device.
+    """Trains on the batch of a step. Updates params in place and does not wait for the device.
 
     Returns the loss and {name of the attention logits: the largest of each head}.
     """
@@ -74,7 +74,7 @@ def training_step(config, network, params, optimizer, corpus, step):
 
 
 def update(config, network, params, optimizer, grads, largest, step):
-    """Clips the gradients, takes the optimizer's step, clips the queries and keys."""
+    """Clips gradients, takes a step of the optimizer, and clips queries and keys for MuonClip."""
     if config.clip:
         optim.clip(grads, network.rows, config.clip)
     factor = optim.schedule(config.schedule, step, config.steps, config.warmup)
@@ -91,10 +91,10 @@ def held_out_loss(config, network, params, corpus):
 
 
 def log(done, step, losses, peaks):
-    """Adds a point to the curve in done and returns its mean loss. Waits for the device."""
+    """Adds a point to the curves in done and returns its mean loss. Waits for the device."""
     losses = to_host(xp.stack(losses)).astype(float)
     mean = float(losses.mean())
-    first = done.setdefault("first", float(losses[0]))   # the mean may include a blow-up already
+    first = done.setdefault("first", float(losses[0]))   # the first mean may include a divergence
     done["step"] = step
     done["curve"].append([step, finite(mean)])
     if peaks:
@@ -107,7 +107,7 @@ def log(done, step, losses, peaks):
 
 
 def record(config, corpus, done):
-    """What the results file keeps of a run."""
+    """What the results file holds of a run, as plain JSON."""
     return {"key": done["key"], "status": done["status"],
             "loss": done["loss"] if done["status"] == "done" else None,
             "config": record_of(config), "corpus": corpus.digest, "curve": done["curve"],
@@ -120,26 +120,10 @@ def speed(config, done):
     return done["step"] * config.batch * config.seq / done["seconds"]
 
 
-class Progress:
-    """A progress bar on a terminal, lines elsewhere, or nothing."""
-
-    def __init__(self, config, start, shown):
-        self.config, self.lines = config, shown and not watched()
-        self.bar = tqdm(total=config.steps, initial=start, unit="step", leave=False,
-                        disable=not shown or self.lines)
-
-    def log(self, step, mean, tokens_per_second):
-        """Shows a point of the curve."""
-        text = f"loss {mean:.4f}   {tokens_per_second:,.0f} tokens/s"
-        self.bar.set_postfix_str(text)
-        if self.lines:
-            say(f"step {step:6d}/{self.config.steps}   {text}")
-
-
 def start(config, corpus, checkpoint_path):
-    """(network, params, optimizer, done): a run before its first step, or as a checkpoint has it.
+    """(network, params, optimizer, done) of a new run, or as its checkpoint has them.
 
-    Errors: ValueError if the checkpoint is damaged or of another run.
+    done is the progress of the run. Errors: those of `loaded`.
     """
     use(config.device)
     keep_freed_memory()
@@ -155,9 +139,9 @@ def start(config, corpus, checkpoint_path):
 
 
 def loaded(path, key, params, state):
-    """What a checkpoint of this run holds: arrays like params and state, and its progress.
+    """(params, state, done) of a checkpoint. params and state are those of a new run.
 
-    Errors: ValueError if it is damaged, of another run, or not what `train` writes.
+    Errors: ValueError if it is damaged, of another run, or has other arrays or strange progress.
     """
     def form(arrays):
         return {name: (array.shape, array.dtype) for name, array in arrays.items()}
@@ -166,24 +150,26 @@ def loaded(path, key, params, state):
         raise ValueError(f"{path} belongs to another config or corpus: "
                          "use another --out, or run without --resume")
     if list(map(form, arrays)) != [form(params), form(state)] or not plausible(done):
-        raise ValueError(f"{path} has not the arrays and numbers of this run: "
+        raise ValueError(f"{path} does not hold the arrays and numbers of this run: "
                          "delete it, and the run starts from its beginning")
     return *arrays, done
 
 
 def plausible(done):
-    """Whether the progress of a checkpoint is what a run can have written."""
-    needed = {"running": "first", "diverged": "first", "done": "loss"}.get(str(done.get("status")))
-    numbers = [done.get(name) for name in ("step", "seconds", "first", needed)]
-    return (all(type(x) in (int, float) for x in numbers) and type(numbers[0]) is int
-            and numbers[0] > 0 and numbers[1] > 0
-            and all(isinstance(done.get(name), list) and all(
-                isinstance(point, list) and len(point) == 2 for point in done[name])
-                for name in ("curve", "largest_logits")))
+    """Whether a run can have written this progress."""
+    status, step, seconds = map(done.get, ("status", "step", "seconds"))
+    numbers = [step, seconds, done.get("first"), done.get("loss") if status == "done" else 0]
+    curves = [done.get("curve"), done.get("largest_logits")]
+    return (status in ("running", "diverged", "done")
+            and all(type(x) in (int, float) for x in numbers)
+            and type(step) is int and step > 0 and seconds > 0
+            and all(isinstance(curve, list) for curve in curves)
+            and all(isinstance(point, list) and len(point) == 2
+                    for curve in curves for point in curve))
 
 
 def save(path, params, state, done):
-    """Writes a checkpoint. Where that is impossible the run goes on without, and says so."""
+    """Writes a checkpoint, or warns once that it cannot be written: the run goes on."""
     try:
         checkpoint.save(path, params, state, done)
     except OSError as error:
@@ -194,26 +180,27 @@ def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds
           final_checkpoint=True, progress=True):
     """Trains the network of a complete config and returns (record, network, params).
 
-    The record has plain numbers, strings and lists: status "done" or "diverged", the held-out loss
-    at the end in nats per byte, the curve [[step, training loss since the last point]],
-    largest_logits [[step, by block and head the largest attention logit since the last point]],
-    seconds, tokens_per_second, and what tells the run from others.
+    The record is plain JSON. Its status is "done" or "diverged", its loss the held-out one in nats
+    per byte. Its curve has points [step, mean training loss since the last point], and
+    largest_logits has [step, the largest attention logit of each block and head since then].
 
-    A checkpoint is written to checkpoint_path at the first log point after every checkpoint_seconds
-    and, if final_checkpoint, at the end. With resume, a run continues from it bit for bit.
+    A checkpoint is written every checkpoint_seconds, at the next point of the curve, and at the end
+    if final_checkpoint. With resume, a run continues from it bit for bit.
     """
     network, params, optimizer, done = start(config, corpus, resume and checkpoint_path)
     every = max(1, config.steps // LOGS)
     losses, peaks = [], {}
     clock = saved = time.perf_counter()
-    shown = Progress(config, done["step"], progress)
-    with shown.bar, numpy.errstate(all="ignore"):
-        while done["status"] == "running" and done["step"] + len(losses) < config.steps:
-            step = done["step"] + len(losses)
+    bar = tqdm(total=config.steps, initial=done["step"], unit="step", leave=False,
+               disable=not (progress and watched()))
+    with bar, numpy.errstate(all="ignore"):
+        for step in range(done["step"], config.steps):
+            if done["status"] != "running":
+                break
             loss, largest = training_step(config, network, params, optimizer, corpus, step)
             losses.append(loss)
             peaks = {name: xp.maximum(peaks.get(name, s), s) for name, s in largest.items()}
-            shown.bar.update()
+            bar.update()
             last = step + 1 == config.steps
             if (step + 1) % every and not last:
                 continue
@@ -221,7 +208,10 @@ def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds
             losses, peaks = [], {}
             now = time.perf_counter()
             done["seconds"] += now - clock
-            shown.log(step + 1, mean, speed(config, done))
+            text = f"loss {mean:.4f}   {speed(config, done):,.0f} tokens/s"
+            bar.set_postfix_str(text)
+            if progress and not watched():
+                say(f"step {step + 1:6d}/{config.steps}   {text}")
             if checkpoint_path and now - saved > checkpoint_seconds and not last:
                 save(checkpoint_path, params, optimizer.state, done)
                 saved = time.perf_counter()
