@@ -26,8 +26,8 @@ Every flag of the model, the scaling and the training takes several values and i
 the sweep. Ranges include both ends: 2^-10:2^-4 is each power of two, 2^-8:2^-4:0.5 goes in half
 octaves, and 64:256:64 in steps of 64. A sweep appends each finished run to results.jsonl in --out
 and skips those already there."""
-INTERRUPTED = ("interrupted: finished runs are kept; the same command continues the sweep, "
-               "and with --resume also unfinished runs")
+INTERRUPTED = ("interrupted: finished runs are kept, and the same command trains the others; "
+               "add --resume to continue them from their checkpoints")
 
 
 def parser():
@@ -35,28 +35,29 @@ def parser():
     p = Parser("train.py", "python train.py [--width N ...] [--lr N ...] [option ...]", EXAMPLES)
     sections = add_config(p, *GROUPS)
     sections["training"].add_argument("--lr-factor", nargs="+", type=numbers(float), metavar="N",
-                                      help="multiples of each default lr, instead of --lr")
+                                      help="multiples of each run's default lr, instead of --lr")
     machine = sections[GROUPS[-1]]
     machine.add_argument("--jobs", type=int, default=1, metavar="N",
-                         help="runs side by side, with one BLAS thread each if more than one [1]")
+                         help="runs at a time, with one BLAS thread each if more than one [1]")
     machine.add_argument("--cluster", metavar="ADDRESS",
-                         help="of a Dask scheduler, as tcp://host:8786, or its scheduler file: "
-                              "it does the runs, instead of --jobs")
+                         help="train on a cluster: the address of its Dask scheduler, as "
+                              "tcp://host:8786, or its scheduler file")
     machine.add_argument("--out", type=Path, default=Path("runs/default"), metavar="FOLDER",
-                         help="of results.jsonl, plot.png and checkpoints [runs/default]")
+                         help="where results.jsonl, plot.png and checkpoints go [runs/default]")
     machine.add_argument("--resume", action="store_true",
                          help="continue unfinished runs from their checkpoints")
     machine.add_argument("--explain", nargs="?", const="markdown", choices=FORMATS,
                          metavar="FORMAT", help="print what each parameter will get, and exit: "
                          f"{', '.join(FORMATS)} [markdown]")
     machine.add_argument("--dump", type=Path, metavar="FOLDER",
-                         help="train one run and write its numbers for a port, nothing to --out")
+                         help="train one run and write its numbers here, for a port; "
+                              "--out is not used")
     machine.add_argument("--no-plot", action="store_true", help="print tables only")
     return p
 
 
 def single(config, corpus, results, resume):
-    """One run in this process, with a progress bar and a sample of text at the end."""
+    """Trains one run in this process and prints its losses and a sample of text."""
     key = config.key(corpus.digest)
     record = results.read().get(key)
     if finished(record):
@@ -83,7 +84,7 @@ def single(config, corpus, results, resume):
 
 
 def many(configs, corpus, results, flags):
-    """A sweep: trains what is missing, prints the tables, draws the plot. Returns failed runs."""
+    """Trains the missing runs, prints the tables, draws the plot. Returns how many runs failed."""
     records = sweep.run_all(configs, corpus, results, flags["jobs"], flags["resume"],
                             cluster=flags["cluster"])
     size, groups = optimum.curves(records)
@@ -111,8 +112,9 @@ def main(arguments=None):
         corpus = data.load(configs[0].data, max(c.seq for c in configs))
         if flags["dump"]:
             if len(configs) > 1 or flags["cluster"]:
-                raise ValueError(f"--dump {flags['dump']}: wants a single run on this machine, "
-                                 f"and these flags ask for {len(configs)}")
+                where = " on a cluster" * bool(flags["cluster"])
+                raise ValueError(f"--dump {flags['dump']}: needs a single run on this machine, "
+                                 f"and these flags ask for {len(configs)}{where}")
             losses = dump.write(flags["dump"], configs[0], corpus)
             return print(f"losses {losses[0]:.4f} … {losses[-1]:.4f}: {flags['dump']}/index.json")
         results = Results(flags["out"])

@@ -84,7 +84,7 @@ def drifts(groups):
     for name, by_width in groups.items():
         scale = name.split(",")[0]
         first, *_, last = by_width
-        octaves, exact = optimum.drift(by_width)
+        octaves, exact, *_ = optimum.movement(by_width)
         at_base = [hidden_rows(scale, 64)[row].shape_factor for row in ("query", "up", "down")]
         moved = ["none"] * 2 if octaves is None else [
             f"{octaves:+.2f}", f"{octaves + growth(scale, first, last):+.2f}"]

@@ -99,7 +99,7 @@ def test_the_announcement_says_runs_parameters_operations_minutes_and_memory(cor
     said = plan.announcement(7, 3, configs[1:], corpus, 1)
     sizes = [plan.sizes(config) for config in configs]
     work = sum(config.steps * work for config, (_, work) in list(zip(configs, sizes))[1:])
-    assert said.startswith("7 runs, 3 of them done, 1 the same program as another: ")
+    assert said.startswith("7 runs, 3 of them done, 1 identical to another: ")
     assert f"{sizes[0][0]:,} to {sizes[-1][0]:,} parameters, {work:.2g} FLOPs, about " in said
     assert "\n" not in said
     assert said.endswith(" s, up to 0.066 GB per run")

@@ -19,7 +19,7 @@ import pytest
 import train
 from tinymup.lab import data, optimum, sweep
 from tinymup.lab.config import Config, complete, record_of
-from tinymup.lab.optimum import Point, curves, drift, point, report
+from tinymup.lab.optimum import Point, curves, movement, point, report
 from tinymup.lab.results import Results
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -641,7 +641,7 @@ def test_a_curve_without_a_loss_has_no_optimum_and_no_drift():
     gone, fine = points({-8: None, -7: None}), parabola(-6, range(-9, -2))
     assert optimum.optimum(gone) is None and optimum.optimum([]) is None
     for by_size in ({64: gone, 128: fine}, {64: fine, 128: gone}, {64: gone, 128: gone}):
-        assert drift(by_size) == (None, False)
+        assert movement(by_size)[:2] == (None, False)
         assert "every run diverged or failed" in report("width", {"mup": by_size})
 
 
@@ -650,7 +650,8 @@ def test_a_curve_without_a_loss_has_no_optimum_and_no_drift():
     ([-7.5, -6, -5], 2.5, "moves"), ([-6, -6, -6.75], -0.75, "drifts")])
 def test_drift_is_counted_from_the_smallest_size_to_the_largest(vertices, octaves, verdict):
     by_size = {size: parabola(v, range(-10, -2)) for size, v in zip((64, 128, 256), vertices)}
-    assert drift(by_size) == (pytest.approx(octaves, abs=1e-11), True)   # as for a vertex
+    moved = movement(by_size)
+    assert moved.octaves == pytest.approx(octaves, abs=1e-11) and moved.exact   # as for a vertex
     text = report("width", {"mup": by_size})
     assert f"{octaves:+.2f} octaves from width 64 to 256: it {verdict}" in text
     assert "?" not in text
@@ -659,7 +660,7 @@ def test_drift_is_counted_from_the_smallest_size_to_the_largest(vertices, octave
 def test_a_drift_from_or_to_the_edge_of_the_grid_is_flagged():
     fine, edge = parabola(-6, range(-9, -2)), parabola(-12, range(-9, -2))
     for by_size in ({64: fine, 128: edge}, {64: edge, 128: fine}):
-        assert drift(by_size)[1] is False
+        assert movement(by_size).exact is False
         assert "extend --lr" in report("width", {"sp": by_size})
     assert "extend --lr" not in report("width", {"sp": {64: fine, 128: fine}})
 

@@ -1,6 +1,7 @@
-"""The command line's words, and a parser made from the fields of `Config`."""
+"""The command line: how its words are read, and a parser made from the fields of `Config`."""
 import argparse
 import math
+import re
 from dataclasses import replace
 from decimal import Decimal
 
@@ -10,8 +11,9 @@ from .sweep import grid
 MOST_RUNS = 1_000_000
 TOO_MANY = f"give at most {MOST_RUNS:,}"
 
+
 def steps(first, last, step):
-    """The numbers from first to last, as one would type them.
+    """The numbers from first to last, both included, as Decimals, which do not round 0.1.
 
     Errors: ValueError or ArithmeticError unless whole steps lead up to last.
     """
@@ -25,27 +27,24 @@ def steps(first, last, step):
 
 
 def values_of(word, kind):
-    """The numbers that a word stands for. Errors: as `steps`, or ValueError."""
-    first, *rest = word.split(":")
-    if not first.startswith("2^"):
-        values = steps(first, *rest) if rest else [kind(word)]
-    elif rest:
-        last, step = rest if len(rest) == 2 else (*rest, 1)
-        if not last.startswith("2^"):
-            raise ValueError
-        values = [2.0**float(e) for e in steps(first[2:], last[2:], step)]
+    """The numbers that a word stands for: 128, 0.01, 2^-6, or a range that includes both ends.
+
+    Ranges are 2^-10:2^-4 (each power of two), 2^-8:2^-4:0.5 (half octaves) and 64:256:64.
+    Errors: ValueError, TypeError or ArithmeticError for any other word.
+    """
+    if powers := re.fullmatch(r"2\^([^:]*):2\^([^:]*)(?::([^:]*))?", word):
+        values = [2.0**float(exponent) for exponent in steps(*powers.groups("1"))]
+    elif word.startswith("2^"):
+        values = [2.0**float(word[2:])]
     else:
-        values = [2.0**float(first[2:])]
+        values = steps(*word.split(":")) if ":" in word else [kind(word)]
     if kind is int and any(v % 1 or abs(v) >= 2**63 for v in values):
         raise ValueError
     return [kind(v) for v in values]
 
 
 def numbers(kind):
-    """A parser of one word into a list of numbers. The ends of a range are included.
-
-    Words are 128, 0.01, 2^-6, 2^-10:2^-4 (each power), 2^-8:2^-4:0.5 (half octaves), 64:256:64.
-    """
+    """A parser of one word into a list of numbers of this kind, int or float."""
     def parse(word):
         try:
             return values_of(word, kind)
@@ -58,14 +57,14 @@ def numbers(kind):
 
 
 def switch(word):
-    """on or off, as a list of one bool."""
+    """The word on or off as a list of one bool."""
     if word not in ("on", "off"):
         raise argparse.ArgumentTypeError(f"{word!r}: wanted on or off")
     return [word == "on"]
 
 
 def pair(word):
-    """0.9,0.99 as a list of one pair."""
+    """Two numbers with a comma, as in 0.9,0.99, as a list of one pair."""
     try:
         first, second = map(float, word.split(","))
     except ValueError:
@@ -78,7 +77,7 @@ WORDS = {int: numbers(int), float: numbers(float), bool: switch, tuple: pair, st
 
 
 class Parser(argparse.ArgumentParser):
-    """Its help opens with the usage and examples. Errors: ValueError, one line."""
+    """A parser whose help opens with usage and examples. Its errors are ValueErrors of one line."""
 
     def __init__(self, prog, usage, examples):
         super().__init__(prog=prog, usage=usage, description=examples, allow_abbrev=False,
@@ -89,29 +88,28 @@ class Parser(argparse.ArgumentParser):
 
 
 def help_of(name):
-    """The help text of a field: what it is, which runs use it, its default."""
-    about = FIELDS[name].metadata
-    users = []
-    for owner, values in about["owner"].items():
+    """The help text of a field: what it is; which runs use it; its default in brackets."""
+    parts = [FIELDS[name].metadata["help"]]
+    for owner, values in FIELDS[name].metadata["owner"].items():
         others = [v for v in FIELDS[owner].metadata["choices"] if v not in values]
-        users.append("/".join(values) if len(values) <= len(others) else
-                     "not " + "/".join(others))
+        parts.append("/".join(values) if len(values) <= len(others) else "not " + "/".join(others))
     default = defaults_of(name)
-    return ("; ".join([about["help"], *users]) + (f" [{default}]" if default else "")
-            ).replace("%", "%%")
+    return "; ".join(parts) + (f" [{default}]" if default else "")
 
 
 def defaults_of(name):
-    """The default of a field, or those of the optimizers. Nothing if it needs a sentence."""
+    """The default of a field, or that of each optimizer. Empty where the help text says it."""
     found = []
     for param, defaults in ("", DEFAULTS), ("umup ", UNIT_DEFAULTS):
         for optimizer, values in defaults.items():
-            if name in values and optimizer != "muonclip":   # which has those of Muon
+            if name in values and optimizer != "muonclip":   # its defaults are those of muon
                 power = name in ("lr", "adam_lr")
                 value = f"2^{math.log2(values[name]):g}" if power else spelled(values[name])
                 found.append(f"{param}{optimizer} {value}")
+    if found:
+        return ", ".join(found)
     default = BASE.get(name, FIELDS[name].default)
-    return ", ".join(found) if found else "" if default in (None, ()) else spelled(default)
+    return "" if default in (None, ()) else spelled(default)
 
 
 def add_config(parser, *groups):
@@ -134,15 +132,15 @@ def configs_of(flags):
 
     Errors: ValueError, one line, for flags that do not go together.
     """
-    given = {name: flags[name] for name in FIELDS if flags.get(name) is not None}
-    fixed = {name: given.pop(name) for name in list(given)
-             if FIELDS[name].metadata["group"] == GROUPS[-1]}
-    fixed = {name: tuple(distinct(words)) if name == "data" else words[0]
-             for name, words in fixed.items()}
-    if flags.get("lr_factor") and "lr" in given:
-        raise ValueError("--lr and --lr-factor: give one of them")
-    axes = {name: distinct(words) for name, words in given.items()}
+    axes, fixed = {}, {}                  # fixed: of these, all runs have the same value
+    for name in (name for name in FIELDS if flags.get(name) is not None):
+        if FIELDS[name].metadata["group"] != GROUPS[-1]:
+            axes[name] = distinct(flags[name])
+        else:
+            fixed[name] = tuple(distinct(flags[name])) if name == "data" else flags[name][0]
     factors = distinct(flags.get("lr_factor") or [])
+    if factors and "lr" in axes:
+        raise ValueError("--lr and --lr-factor: give one of them")
     runs = math.prod(map(len, [*axes.values(), factors or [1]]))
     if runs > MOST_RUNS:
         raise ValueError(f"a grid of {runs:,} runs: {TOO_MANY}")

@@ -1,37 +1,37 @@
-"""What records say: curves of loss against learning rate, their optima, and the drift with size."""
+"""Curves of loss against learning rate, their optima, and how far these move with the size."""
 import json
 import math
 import statistics
 from typing import NamedTuple
 
-SIZES = ("width", "depth", "head_dim", "batch", "seq", "steps")   # the first that varies counts
-LABELS = ("param", "optimizer", "model")                          # their values need no name
-STAYS, MOVES = 0.5, 1.0                                           # octaves: at most, at least
+SIZES = ("width", "depth", "head_dim", "batch", "seq", "steps")   # "size": the first that varies
+LABELS = ("param", "optimizer", "model")   # a label has their values alone, of others the names too
+STAYS, MOVES = 0.5, 1.0                    # a best lr stays up to, and moves from, so many octaves
 
 
 class Point(NamedTuple):
-    """The runs of one size and learning rate. loss is None if one of them diverged or failed."""
+    """The runs of one size and learning rate. If one diverged or failed, there is no mean loss."""
 
     lr: float
-    loss: float        # held-out, nats per byte: mean over seeds
-    low: float
+    loss: float        # held-out, nats per byte: the mean over seeds, or None
+    low: float         # of the seeds, or None
     high: float
     seeds: int
-    by_seed: dict = {}  # seed → loss
+    by_seed: dict      # seed → loss, or None
 
 
 class Optimum(NamedTuple):
     """Where a curve of loss against log2 lr is lowest."""
 
-    log2_lr: float     # vertex of the parabola through the best point and its neighbours
+    log2_lr: float     # the vertex of the parabola through the best point and its neighbours
     loss: float        # of the best point
-    exact: bool        # False if a neighbour is missing or diverged: then the best point itself
+    exact: bool        # False if a neighbour is missing or has no loss; log2_lr is the best point's
 
 
 def curves(records):
-    """(size field, {group label: {size: [Point, …]}}), the points in the order of lr.
+    """(the field that is the size, {label of a group: {size: [Point, …]}}), in the order of lr.
 
-    A group is a combination of all that varies, other than size, lr and seed.
+    The runs of a group differ in size, lr and seed only.
     """
     configs = [record["config"] for record in records]
     varying = [f for f in configs[0] if any(c[f] != configs[0][f] for c in configs)]
@@ -49,9 +49,9 @@ def curves(records):
 
 
 def group_fields(configs, size, varying):
-    """The fewest varying fields that tell the groups apart.
+    """The varying fields that tell the groups apart.
 
-    A field that follows from the size and the fields before it, as a default does, is left out.
+    A field is left out if the size and the fields before it fix its value, as for some defaults.
     """
     def distinct(names):
         return len({json.dumps([c[f] for f in names]) for c in configs})   # betas are a list
@@ -63,7 +63,7 @@ def group_fields(configs, size, varying):
 
 
 def point(lr, losses):
-    """The `Point` of the losses {seed: loss}, with None for a run without a loss."""
+    """The `Point` of the losses {seed: loss, or None}."""
     known = losses.values()
     if None in known:
         return Point(lr, None, None, None, len(losses), losses)
@@ -86,19 +86,14 @@ def optimum(points):
 
 
 class Movement(NamedTuple):
-    """How far the best learning rate moves, by the mean over seeds and by each of them."""
+    """How far the best learning rate moves from the smallest size to the largest."""
 
-    octaves: float     # from the smallest size to the largest; None if either has no best lr
-    exact: bool        # whether both optima are
+    octaves: float      # by the mean loss over the shared seeds; None if a size has no optimum
+    exact: bool         # whether both optima are
     per_doubling: float
-    by_seed: list      # of the seeds that all runs share and that have a best lr at both sizes
-    shared: list       # those seeds; the mean is over them
-    differ: bool       # whether other seeds have runs too
-
-
-def drift(by_size):
-    """(octaves from the best lr of the smallest size to that of the largest, whether exact)."""
-    return movement(by_size)[:2]
+    by_seed: list       # octaves of each shared seed that has an optimum at both sizes
+    shared: list        # the seeds that all points have; if there are none, the mean is over all
+    differ: bool        # whether some points have other seeds too
 
 
 def movement(by_size):
@@ -106,7 +101,7 @@ def movement(by_size):
     ends = list(by_size)[0], list(by_size)[-1]
     seeds = [set(p.by_seed) for points in by_size.values() for p in points]
     shared = set.intersection(*seeds)
-    first, last = (optimum(of_seeds(by_size[end], shared or None)) for end in ends)
+    first, last = (optimum(of_seeds(by_size[end], shared or set.union(*seeds))) for end in ends)
     moves = [found[1].log2_lr - found[0].log2_lr for seed in sorted(shared)
              if None not in (found := [optimum(of_seeds(by_size[end], {seed})) for end in ends])]
     differ = any(found != shared for found in seeds)
@@ -118,34 +113,33 @@ def movement(by_size):
 
 
 def of_seeds(points, seeds):
-    """The points of some seeds only; of all if None."""
-    return points if seeds is None else [
-        point(p.lr, {seed: loss for seed, loss in p.by_seed.items() if seed in seeds})
-        for p in points]
+    """The points with the losses of these seeds only."""
+    return [point(p.lr, {seed: loss for seed, loss in p.by_seed.items() if seed in seeds})
+            for p in points]
 
 
 def in_words(moved):
-    """A movement that has octaves, as -0.24 ± 0.02 octaves: ± the standard deviation over seeds."""
+    """A movement as "-0.24 ± 0.02 octaves", where ± is the standard deviation over seeds."""
     spread = f" ± {statistics.stdev(moved.by_seed):.2f}" if len(moved.by_seed) > 1 else ""
     return f"{moved.octaves:+.2f}{spread} octaves"
 
 
 def report(size, groups):
-    """For each group a table of loss against size and lr, the best marked *, and the drift."""
+    """For each group a table of losses, the best marked *, and how far the best lr moves."""
     text = []
     for label, by_size in groups.items():
         lrs = sorted({p.lr for points in by_size.values() for p in points})
-        counts = sorted({p.seeds for points in by_size.values() for p in points})
-        seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-        lines = [table_line(s, points, lrs) for s, points in by_size.items()]
-        lines = [[f"{size}", *(f"2^{math.log2(lr):.3g}" for lr in lrs), "log2 lr*"], *lines]
+        counts = {p.seeds for points in by_size.values() for p in points}
+        seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
+        lines = [[size, *(f"2^{math.log2(lr):.3g}" for lr in lrs), "log2 lr*"],
+                 *(table_line(s, points, lrs) for s, points in by_size.items())]
         widths = [max(least, *(len(line[i]) + 1 for line in lines))
                   for i, least in enumerate([8, *[9] * len(lrs), 11])]
         text += ["", f"{label}: held-out loss, nats per byte"
-                 + (f", mean of {seeds} seeds" if counts[-1] > 1 else ""),
+                 + (f", mean of {seeds} seeds" if max(counts) > 1 else ""),
                  *("".join(map(str.rjust, line, widths)) for line in lines)]
         if len(by_size) > 1:
-            text.append(drift_line(label, size, by_size))
+            text.append(movement_line(label, size, by_size))
     if any("?" in row[-1:] for row in text):
         text.append("? the best lr lies at the edge of the grid or beside divergence: "
                     "extend --lr to place it")
@@ -153,7 +147,7 @@ def report(size, groups):
 
 
 def table_line(s, points, lrs):
-    """The cells of one size: its name, the losses, the best log2 lr."""
+    """The cells of one size: the size, the losses, the best log2 lr."""
     at, best = {p.lr: p for p in points}, optimum(points)
     cells = ["" if lr not in at else "no loss" if at[lr].loss is None else
              f"{at[lr].loss:.3f}" + ("*" if best and at[lr].loss == best.loss else " ")
@@ -162,8 +156,8 @@ def table_line(s, points, lrs):
     return [str(s), *cells, found]
 
 
-def drift_line(label, size, by_size):
-    """One sentence on how far the optimum moved."""
+def movement_line(label, size, by_size):
+    """One sentence on how far the best lr moves."""
     moved = movement(by_size)
     first, *_, last = by_size
     if moved.octaves is None:

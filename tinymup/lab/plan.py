@@ -1,4 +1,4 @@
-"""What a sweep needs, known before it starts: parameters, operations, memory, minutes."""
+"""What a sweep will need, estimated before it starts: parameters, operations, memory, minutes."""
 import functools
 import math
 import os
@@ -12,14 +12,14 @@ from ..backend import to_host
 from . import data, run
 from .config import MODELS, picked
 
-STEP = 4e9         # operations of a step that takes a fraction of a second on any machine
-START = 0.5        # seconds until a process has imported what it needs
+STEP = 4e9         # a step of so many operations takes a fraction of a second on any machine
+START = 0.5        # seconds that a process takes to start and import
 PROCESS = 60e6     # bytes of Python, NumPy and the text
 
 
 @functools.lru_cache(maxsize=None)
 def counts(model, architecture):
-    """(parameters, those in matrix products) of a network, from one and two layers of it."""
+    """(parameters, those in matrix products) of a network, extrapolated from one and two layers."""
     def of(depth):
         specs = list(model.specs(architecture._replace(depth=depth)))
         dense = [s for s in specs if len(s.shape) == 2 and (not s.lookups or s.role == "tied")]
@@ -29,7 +29,7 @@ def counts(model, architecture):
 
 
 def sizes(config):
-    """(parameters, operations per step): the matrix products of both passes."""
+    """(parameters, operations per step). Counts the matrix products of both passes."""
     model, tokens = MODELS[config.model], config.batch * config.seq
     parameters, dense = counts(model, picked(model.Architecture, config))
     attention = 0 if model is mlp else 12 * config.depth * tokens * config.width * config.seq
@@ -37,27 +37,27 @@ def sizes(config):
 
 
 def memory(config):
-    """The bytes of a run, to within a third: weights, gradients, moments, activations, Python."""
+    """A run's memory in bytes, to within a third: weights, gradients, moments, activations."""
     c, tokens = config, config.batch * config.seq
     heads = c.width // c.head_dim
     floats = tokens * (2.5 * (c.depth + 1) * c.width + 2500 if c.model == "mlp" else
                        c.depth * (18 * c.width + heads * c.seq) + 10 * c.width + 3 * data.VOCAB)
     moments = 2 if c.optimizer == "adamw" else bool(c.momentum)
-    floats += (2.3 + moments) * sizes(c)[0]                 # 0.3: of the optimizer's work space
+    floats += (2.3 + moments) * sizes(c)[0]                 # 0.3: the optimizer's work space
     return PROCESS + dtype(c.dtype).itemsize * floats
 
 
 def check_memory(configs):
-    """Errors: ValueError if a run needs more memory than this machine has."""
+    """Refuses a run that needs more memory than this machine has. Errors: ValueError"""
     needed, config = max(((memory(c), c) for c in configs), key=lambda pair: pair[0])
     if config.device == "cpu" and needed > data.memory():
         raise ValueError(f"a network of {sizes(config)[0]:.3g} parameters with --batch "
                          f"{config.batch} and --seq {config.seq} needs {needed / 1e9:.3g} GB, and "
-                         f"this machine has {data.memory() / 1e9:.3g} GB: choose smaller ones")
+                         f"this machine has {data.memory() / 1e9:.3g} GB: make one of them smaller")
 
 
 def seconds_of(config, corpus):
-    """The seconds of the second step of a run."""
+    """The seconds that the second step of a run takes."""
     network, params, optimizer, _ = run.start(config, corpus, None)
     with errstate(all="ignore"):
         for step in (0, 1):
@@ -67,7 +67,10 @@ def seconds_of(config, corpus):
 
 
 def minutes(configs, corpus, jobs):
-    """The expected minutes of runs, from a step of a small and one of a larger network, or None."""
+    """The expected minutes of runs, from timing a step of a small and one of a larger network.
+
+    None if even the smallest would take long to time.
+    """
     work = {c: sizes(c)[1] for c in configs}
     fast = sorted((x, i) for i, (c, x) in enumerate(work.items()) if x <= STEP)
     if fast:
@@ -79,19 +82,19 @@ def minutes(configs, corpus, jobs):
     (x, y), (x2, y2) = ((sizes(c)[1], seconds_of(c, corpus)) for c in ends)
     slope = (y2 - y) / (x2 - x) if x2 > x and y2 > y else y2 / x2
     rest = max(0.0, y - slope * x)                          # what does not grow with the network
-    steps = run.HELD_OUT_BATCHES / 3                        # a forward pass is a third of a step
-    total = sum(START + (c.steps + steps) * (rest + slope * x) for c, x in work.items())
+    evaluation = run.HELD_OUT_BATCHES / 3                   # a forward pass is a third of a step
+    total = sum(START + (c.steps + evaluation) * (rest + slope * x) for c, x in work.items())
     return total / min(jobs, os.cpu_count() or 1, len(work)) / 60
 
 
 def announcement(runs, done, todo, corpus, jobs=None):
-    """What a sweep is about to do, in one line. With jobs on this machine it has the minutes."""
+    """A line that tells what a sweep will do, with the minutes if its jobs are on this machine."""
     small, *_, large = sorted(sizes(c)[0] for c in [*todo, *todo])
     work = sum(c.steps * sizes(c)[1] for c in todo)
     expected, same = minutes(todo, corpus, jobs) if jobs else None, runs - done - len(todo)
     time = "" if expected is None else (
         f", about {expected:.2g} minutes" if expected >= 1 else f", about {60 * expected:.0f} s")
     return (f"{runs} runs, {done} of them done"
-            + (f", {same} the same program as another" if same else "")
+            + (f", {same} identical to another" if same else "")
             + f": {small:,} to {large:,} parameters, {work:.2g} FLOPs{time}, "
             + f"up to {max(map(memory, todo)) / 1e9:.2g} GB per run")

@@ -1,4 +1,4 @@
-"""A run, resolved: every number that its program uses, as plain data for tables and ports."""
+"""Every number that a run uses, as plain data for tables and ports."""
 from ..layers import Scales
 from ..optim import schedule
 from ..orthogonalize import COEFFICIENTS, triples_of
@@ -8,7 +8,7 @@ from .config import build, record_of, settings
 
 
 def parameter(row, config, scales):
-    """One parameter: what its model declares, its cells of the table, and its numbers."""
+    """One parameter: what its model declares, its numbers, and the cells that they come from."""
     spec, table = row.spec, PARAMETRIZATIONS[config.param]
     rule, muon = table.rules[spec.role], row.optimizer == "muon"
     depth = U_MUP_DEPTH if table.base_free else DEPTH_RULES[config.depth_rule]
@@ -42,16 +42,15 @@ def nonzero(power):
 def resolved(config):
     """All numbers of a complete config's run, as nested dicts and lists.
 
-    Errors: ValueError for more steps than a list of their factors should have.
+    Errors: ValueError for a schedule of more than a million steps.
     """
     if config.steps > 1_000_000:
-        raise ValueError(f"--steps {config.steps}: a resolved run lists the schedule of each "
-                         "step: give at most 1,000,000")
+        raise ValueError(f"--steps {config.steps}: a resolved run lists the schedule's factor of "
+                         "each step: give at most 1,000,000")
     network, s = build(config), settings(config)
     scales = network.scales
     coefficients = COEFFICIENTS[s.coefficients]
     muon = config.optimizer in ("muon", "muonclip")
-    readout = scales.mult["output"]
     return {
         "config": record_of(config),
         "architecture": network.architecture._asdict(),
@@ -59,7 +58,7 @@ def resolved(config):
         "scales": {name: getattr(scales, name) for name in Scales._fields
                    if name not in ("mult", "branches")}
         | {"branches": [branch._asdict() for branch in scales.branches],
-           "readout": {"y": readout.y, "dx": readout.dx, "dw": readout.dw}},
+           "readout": {key: getattr(scales.mult["output"], key) for key in ("y", "dx", "dw")}},
         "schedule": [schedule(config.schedule, t, config.steps, config.warmup)
                      for t in range(config.steps)],
         "optimizer": {

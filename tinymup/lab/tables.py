@@ -1,4 +1,4 @@
-"""The scaling tables and resolved runs, printed: `python -m tinymup`, `train.py --explain`."""
+"""Prints the scaling tables and resolved runs: `python -m tinymup`, `train.py --explain`."""
 import csv
 import io
 import json
@@ -13,18 +13,18 @@ from .terminal import program
 
 FORMATS = ("markdown", "json", "csv", "latex")
 HEADINGS = {"init": "init std", "mult": "multiplier", "sgd": "SGD lr", "adamw": "AdamW lr",
-            "eps": "AdamW ε", "muon": "Muon lr·s"}        # of the symbolic tables, for readers
+            "eps": "AdamW ε", "muon": "Muon lr·s"}   # cells of a rule, and their names in print
 
 
 def symbolic(param):
-    """The parametrization as a list of records, one per role, with its cells as powers."""
+    """The table of a parametrization, as a list of a record per role. Its cells are powers."""
     return [{"role": role} | {name: getattr(rule, name) for name in HEADINGS}
             | ({} if role == "hidden" else {"muon": "AdamW"})
             for role, rule in PARAMETRIZATIONS[param].rules.items()]
 
 
 def render(records, format="markdown", headings=HEADINGS):
-    """Records with equal keys as a "markdown", "latex", "csv" or "json" table."""
+    """Records with equal keys as a table in one of `FORMATS`."""
     if format == "json":
         return json.dumps([{key: nonzero(value) if isinstance(value, Power) else value
                             for key, value in record.items()} for record in records],
@@ -43,7 +43,7 @@ def render(records, format="markdown", headings=HEADINGS):
 
 
 def spelled(value):
-    """A cell of a table: numbers as JSON has them, unrounded; nothing for None."""
+    """The text of a cell: numbers unrounded as in JSON, None as nothing."""
     if value is None:
         return ""
     return str(value) if isinstance(value, (str, Power)) else json.dumps(value)
@@ -51,19 +51,18 @@ def spelled(value):
 
 def latex(cells):
     """Rows of text as a LaTeX tabular, the first as its head."""
-    symbols = {"√fan_out": r"$\sqrt{\mathrm{fan\_out}}$", "√fan_in": r"$\sqrt{\mathrm{fan\_in}}$",
-               "ε": r"$\varepsilon$", "·": r"$\cdot$"}
-    lines = [r"\begin{tabular}{" + "l" * len(cells[0]) + "}", r"\hline"]
-    for i, row in enumerate(cells):
-        line = " & ".join(c.replace("_", r"\_") for c in row) + r" \\" + r" \hline" * (i == 0)
-        for plain, tex in symbols.items():
-            line = line.replace(plain.replace("_", r"\_"), tex)
-        lines.append(line)
-    return "\n".join(lines + [r"\hline", r"\end{tabular}"])
+    head, *body = (" & ".join(row) + r" \\" for row in cells)
+    text = "\n".join([head + r" \hline", *body])
+    for plain, tex in {"_": r"\_", r"√fan\_out": r"$\sqrt{\mathrm{fan\_out}}$",
+                       r"√fan\_in": r"$\sqrt{\mathrm{fan\_in}}$",
+                       "ε": r"$\varepsilon$", "·": r"$\cdot$"}.items():
+        text = text.replace(plain, tex)
+    return "\n".join([r"\begin{tabular}{" + "l" * len(cells[0]) + "}", r"\hline", text, r"\hline",
+                      r"\end{tabular}"])
 
 
 def explain(configs, format="markdown"):
-    """The resolved runs, as text; of several seeds or learning rates the first."""
+    """The resolved runs as text. Of runs that differ only in seed or lr, it shows the first."""
     shown = {}
     for config in configs:
         shown.setdefault(replace(config, lr=1.0, seed=0), config)
@@ -80,13 +79,12 @@ def explain(configs, format="markdown"):
 
 
 def columns(rows):
-    """The columns of a table for readers: without those that are empty or say nothing new."""
-    chain_rule = all(row["mult_dx"] in (None, row["mult_y"]) and row["mult_dw"] == row["mult_y"]
-                     for row in rows)
-    dropped = {"sizes", "exponents", *(["mult_dx", "mult_dw"] if chain_rule else [])}
-    kept = [key for key in rows[0] if key not in dropped and any(row[key] is not None
-                                                                 for row in rows)]
-    return [{key: row[key] for key in kept} for row in rows]
+    """The columns of a table for readers: without those that are empty or repeat another."""
+    dropped = {"sizes", "exponents"}
+    dropped |= {key for key in rows[0] if all(row[key] is None for row in rows)}
+    if all({row["mult_dx"], row["mult_dw"]} <= {None, row["mult_y"]} for row in rows):
+        dropped |= {"mult_dx", "mult_dw"}
+    return [{key: x for key, x in row.items() if key not in dropped} for row in rows]
 
 
 def title(run):
@@ -98,8 +96,8 @@ def title(run):
 def others(run):
     """The numbers of a resolved run that belong to no single parameter, a line for each kind."""
     def line(name, numbers):
-        return f"{name}: " + ", ".join(f"{key} {spelled(value)}" for key, value in numbers.items()
-                                       if value is not None)
+        return f"{name}: " + ", ".join(f"{key} {spelled(value)}"
+                                       for key, value in numbers.items() if value is not None)
     scales = run["scales"]
     yield line("architecture", run["architecture"])
     yield line("scales", {key: x for key, x in scales.items() if isinstance(x, float)})
@@ -108,16 +106,15 @@ def others(run):
         yield line("branch " + " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1])))),
                    branch)
     yield line("readout", scales["readout"])
-    unused = {key for key in ("momentum", "nesterov") if run["config"][key] is None}
-    unused |= {"momentum_form"} if unused else set()
-    unused |= {"betas"} if run["config"]["optimizer"] == "sgd" else set()
+    unused = {"sgd": ["betas"], "adamw": ["momentum", "nesterov", "momentum_form"]}.get(
+        run["config"]["optimizer"], [])
     yield line("optimizer", {k: x for k, x in run["optimizer"].items() if k not in unused})
     factors = [spelled(factor) for factor in run["schedule"]]
     yield (f"schedule, {len(factors)} steps: " + ", ".join(
         factors if len(factors) <= 8 else [*factors[:4], "…", *factors[-3:]]))
 
 
-EXAMPLES = """Prints the scaling tables, or with a flag of a run all numbers that it uses:
+EXAMPLES = """Prints the scaling tables or, with any option of a run, all numbers that it uses:
 
   python -m tinymup                 the tables of all parametrizations
   python -m tinymup --param mup     one of them
@@ -129,7 +126,7 @@ json is a list of all records or runs, csv one table of the records or parameter
 
 
 def main(arguments=None):
-    """Prints the symbolic tables, or with any flag of a run the numbers of its parameters."""
+    """Prints the symbolic tables or, with any other option than --param, the numbers of runs."""
     parser = Parser("python -m tinymup", "python -m tinymup [--param NAME ...] [option ...]",
                     EXAMPLES)
     parser.add_argument("--format", choices=FORMATS, default="markdown", help="of the tables")

@@ -1,7 +1,8 @@
 """Checks the numbers of a port: `python -m tinymup.vectors check CASE.json MINE.json`.
 
-MINE has any of the case's keys, as digests or nested lists of numbers. The first difference is
-shown with what its ratio suggests. Exit codes: 0 all agree, 1 a difference, 2 unusable input.
+MINE.json has any of the case's keys, with digests or nested lists of numbers. The program shows
+the first quantity that differs, with a hint from its ratio to the case's. Exit codes: 0 all agree,
+1 something differs, 2 unusable input.
 """
 import argparse
 import json
@@ -11,14 +12,16 @@ from pathlib import Path
 import numpy
 
 IGNORED = ("case", "config", "resolved", "ids", "inputs")
-# Relative to the norm. Rounding moves float64 results by up to 1e-14, and those of float32 runs of
-# tinymup by up to 5e-6. The least of the mistakes in tests/mistakes.py moves them by 1e-4.
+# Relative to the norm. Rounding changes results by up to 1e-14 in float64, and by up to 5e-6 in
+# float32 runs of tinymup. The smallest of the mistakes in tests/mistakes.py changes them by 1e-4.
 TOLERANCE, TOLERANCE32 = 1e-10, 2e-5
 
 
 def digest(array):
-    """The shape, the norm √Σ f², the cosine Σ f_k cos k (k = 0, 1, … in the order of rows), which
-    tells an array from its transpose, the first three values and the last."""
+    """The shape, norm √Σ f_k², cosine Σ f_k cos k, first three values and last value of an array.
+
+    k = 0, 1, … counts in the order of rows. The cosine tells an array from its transpose.
+    """
     flat = numpy.asarray(array, float).reshape(-1)
     return {"shape": list(array.shape), "norm": float(numpy.sqrt(flat @ flat)),
             "cosine": float(flat @ numpy.cos(numpy.arange(flat.size))),
@@ -26,13 +29,13 @@ def digest(array):
 
 
 def linear(q):
-    """What is linear in the array: of a digest all but the norm; plain numbers as they are."""
+    """What is linear in the array: a digest without its norm, or the plain numbers themselves."""
     parts = [q["cosine"], *q["first"], q["last"]] if isinstance(q, dict) else q
     return numpy.array(parts, float).reshape(-1)
 
 
 def difference(case, mine):
-    """The largest difference of two quantities, relative to the norm; of plain numbers, to each."""
+    """The largest difference, relative to the norm, or to each of the case's plain numbers."""
     change = abs(linear(mine) - linear(case))
     if isinstance(case, dict):
         return max(change.max(), abs(mine["norm"] - case["norm"])) / (case["norm"] or 1)
@@ -40,7 +43,7 @@ def difference(case, mine):
 
 
 def quantity(value, case, where):
-    """A value of MINE in the form of the case's. Errors: ValueError if they cannot be compared."""
+    """A value of MINE, as a digest if the case has one. Errors: ValueError if it is unusable."""
     given, wanted = isinstance(value, dict), isinstance(case, dict)
     try:
         array = numpy.array([value["norm"], *linear(value)] if given else value, float)
@@ -58,7 +61,10 @@ def quantity(value, case, where):
 
 
 def common(case, mine):
-    """(section, name, the case's value, MINE's) of what both have. Errors: ValueError"""
+    """(section, name, the case's value, MINE's) of all that both have.
+
+    Errors: ValueError for a key that the case does not have.
+    """
     def keys(ours, given, where):
         unknown = [key for key in given if key not in ours] if isinstance(given, dict) else [given]
         if unknown:
@@ -74,7 +80,7 @@ def common(case, mine):
 
 
 def known(case, section, name):
-    """Numbers by which a quantity may be off: name → value, the nearest to it first."""
+    """{name: factor} of the factors by which a port may be off, those of this quantity first."""
     c, found = case.get("config"), dict(case.get("inputs", {}).get(section, {}))
     if c:
         rows = {row["name"]: row for row in case["resolved"]["parameters"]}
@@ -92,7 +98,7 @@ def known(case, section, name):
 
 
 def named(a, b, error, numbers, close):
-    """In words, the known number by which the vector b is a multiple of a; "" if it is none."""
+    """In words: b is r · a, with the names of r among the numbers; "" if it is no such multiple."""
     ratio = float(a @ b / (a @ a)) if a.any() else 0.0
     if abs(b - ratio * a).max() > error:
         return ""
@@ -104,7 +110,7 @@ def named(a, b, error, numbers, close):
 
 
 def hint(case, section, name, a, b, given, tolerance):
-    """What the difference of MINE's b to the case's a suggests; given is b as it stands in MINE."""
+    """What may be wrong with MINE's b, where the case has a. given: b as MINE.json has it."""
     numbers, x, y, close = known(case, section, name), linear(a), linear(b), 100 * tolerance
     error = 10 * tolerance * (a["norm"] if isinstance(a, dict) else abs(x).max())
     if words := named(x, y, error, numbers, close):
@@ -128,7 +134,7 @@ def hint(case, section, name, a, b, given, tolerance):
 
 
 def main(arguments=None):
-    """Prints how many quantities agree and which differs first. Returns the exit code."""
+    """Prints how many quantities agree, and the first that differs. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tinymup.vectors", description=__doc__)
     parser.add_argument("command", choices=["check"])
     parser.add_argument("files", nargs=2, type=Path, metavar="FILE")
