@@ -5,8 +5,8 @@ import statistics
 from typing import NamedTuple
 
 SIZES = ("width", "depth", "head_dim", "batch", "seq", "steps")   # "size": the first that varies
-LABELS = ("param", "optimizer", "model")   # a label has their values alone, of others the names too
-STAYS, MOVES = 0.5, 1.0                    # a best lr stays up to, and moves from, so many octaves
+LABELS = ("param", "optimizer", "model")   # in a label "mup", where others are "depth 4"
+STAYS, MOVES = 0.5, 1.0   # octaves up to which a best lr "stays", from which it "moves"
 
 
 class Point(NamedTuple):
@@ -25,7 +25,7 @@ class Optimum(NamedTuple):
 
     log2_lr: float     # the vertex of the parabola through the best point and its neighbours
     loss: float        # of the best point
-    exact: bool        # False if a neighbour is missing or has no loss; log2_lr is the best point's
+    exact: bool        # False if a neighbour has no loss: then log2_lr is the best point's
 
 
 def curves(records):
@@ -43,7 +43,7 @@ def curves(records):
         label = ", ".join(str(c[f]) if f in LABELS else f"{f} {c[f]}" for f in named or ["param"])
         by_lr = table.setdefault(label, {}).setdefault(c[size], {})
         by_lr.setdefault(c["lr"], {})[c.get("seed", 0)] = record["loss"]
-    return size, {label: {s: [point(lr, by_lr[lr]) for lr in sorted(by_lr)]
+    return size, {label: {s: [point(*item) for item in sorted(by_lr.items())]
                           for s, by_lr in sorted(by_size.items())}
                   for label, by_size in table.items()}
 

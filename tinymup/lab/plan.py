@@ -37,7 +37,7 @@ def sizes(config):
 
 
 def memory(config):
-    """A run's memory in bytes, to within a third: weights, gradients, moments, activations."""
+    """A run's bytes, to within a third: Python, activations, weights, gradients, moments."""
     c, tokens = config, config.batch * config.seq
     heads = c.width // c.head_dim
     floats = tokens * (2.5 * (c.depth + 1) * c.width + 2500 if c.model == "mlp" else
@@ -72,9 +72,9 @@ def minutes(configs, corpus, jobs):
     None if even the smallest would take long to time.
     """
     work = {c: sizes(c)[1] for c in configs}
-    fast = sorted((x, i) for i, (c, x) in enumerate(work.items()) if x <= STEP)
+    fast = sorted((c for c in work if work[c] <= STEP), key=work.get)
     if fast:
-        ends = [list(work)[i] for _, i in (fast[0], fast[-1])]
+        ends = fast[0], fast[-1]
     else:
         ends = [replace(min(work, key=work.get), depth=1, batch=1)] * 2
         if sizes(ends[0])[0] > 2e7:                         # its first step would take long
