@@ -1,4 +1,4 @@
-"""Coordinate check: do activations and their changes keep their size as the network grows?
+"""Coordinate check: whether activations and their changes keep their size as the width grows.
 
 It tests a parametrization as a gradient check tests a backward pass (Yang et al. 2022,
 arXiv:2203.03466, App. D.1). Small networks of several widths take the first steps of a training

@@ -28,8 +28,7 @@ def standard_library():
     """The .py files of this Python's standard library, without tests: text that everyone has."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"test", "tests", "site-packages", "dist-packages", "idle_test", "__pycache__"}
-    files = (f for f in root.rglob("*.py")
-             if not skipped.intersection(f.relative_to(root).parts))
+    files = (f for f in root.rglob("*.py") if not skipped.intersection(f.relative_to(root).parts))
     return sorted(files, key=lambda f: f.relative_to(root).as_posix())
 
 

@@ -17,7 +17,7 @@ HEADINGS = {"init": "init std", "mult": "multiplier", "sgd": "SGD lr", "adamw": 
 
 
 def symbolic(param):
-    """The table of a parametrization, as a list of a record per role. Its cells are powers."""
+    """The table of a parametrization as records, one per role. Cells are powers."""
     return [{"role": role} | {name: getattr(rule, name) for name in HEADINGS}
             | ({} if role == "hidden" else {"muon": "AdamW"})
             for role, rule in PARAMETRIZATIONS[param].rules.items()]

@@ -1,4 +1,4 @@
-"""How a program speaks and ends; its streams may be closed, full, ASCII only or no terminal."""
+"""How a program prints and ends. Its streams may be closed, full, ASCII only or no terminal."""
 import functools
 import os
 import signal

@@ -35,7 +35,7 @@ def linear(q):
 
 
 def difference(case, mine):
-    """The largest difference, relative to the norm, or to each of the case's plain numbers."""
+    """The largest difference: of digests relative to the norm, of plain numbers one by one."""
     change = abs(linear(mine) - linear(case))
     if isinstance(case, dict):
         return max(change.max(), abs(mine["norm"] - case["norm"])) / (case["norm"] or 1)
@@ -61,10 +61,7 @@ def quantity(value, case, where):
 
 
 def common(case, mine):
-    """(section, name, the case's value, MINE's) of all that both have.
-
-    Errors: ValueError for a key that the case does not have.
-    """
+    """(section, name, case's value, MINE's) of all shared keys. Errors: ValueError for others."""
     def keys(ours, given, where):
         unknown = [key for key in given if key not in ours] if isinstance(given, dict) else [given]
         if unknown:
@@ -98,7 +95,7 @@ def known(case, section, name):
 
 
 def named(a, b, error, numbers, close):
-    """In words: b is r · a, with the names of r among the numbers; "" if it is no such multiple."""
+    """The ratio r of b = r · a in words, with the numbers it equals; "" if there is none."""
     ratio = float(a @ b / (a @ a)) if a.any() else 0.0
     if abs(b - ratio * a).max() > error:
         return ""
