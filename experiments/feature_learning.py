@@ -144,7 +144,8 @@ def draw(rows):
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
     axes[0].set_ylabel("RMS change of the last hidden features,\nrelative to the start")
-    figure.suptitle(f"Mean and range of {len(SEEDS)} seeds; grey: slope −½ (NTK) and 0 (μP)", fontsize=10)
+    figure.suptitle(f"Mean and range of {len(SEEDS)} seeds; grey: slope −½ (NTK) and 0 (μP)",
+                    fontsize=10)
     figure.savefig(FIGURES / "feature_learning.png", dpi=90)
     plt.close(figure)
 
