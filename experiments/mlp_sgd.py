@@ -1,0 +1,124 @@
+"""Claim: with SGD too, μP's best learning rate stays from width 64 to 2048, and SP's falls.
+
+    python experiments/mlp_sgd.py --jobs 2
+
+An MLP that reads the last 8 bytes, on 8 × 32 bytes a step. SP and μP are the same network at width
+64, the base. Under SP the sum of all features in the readout moves by lr·width in a step, so theory
+expects the largest stable lr to fall like 1/width once that sum dominates.
+
+The rival is SP with its lr divided by the width. It moves the output as far at every width, but the
+features ever less: the lazy regime. Theory expects its loss to fall behind μP's as width grows.
+
+Refuted by: from width 64 to 2048 a drift of more than half an octave under μP, or of less than one
+under SP; or, all with the lr tuned at 64, a loss of SP·1/width at 2048 as good as μP's.
+"""
+import math
+
+import transfer  # first of ours: it sets the path
+from tinymup.lab import optimum
+from tinymup.lab.config import Config
+from tinymup.lab.plot import draw_curve, plt, shades
+
+SMALL, SEEDS = 64, [0, 1]
+# Log2 lr of the first and last of each width's grid, in half octaves: around what is best at 64.
+GRID = dict.fromkeys([64, 128, 256, 512], (-2, 1)) | dict.fromkeys([1024, 2048], (-1.5, 0.5))
+NAMES = {"sp": "SP", "mup": "μP"}
+TITLE = ("MLP with SGD on Python source, 300 steps of 8 × 32 bytes: mean and range of "
+         f"{len(SEEDS)} seeds")
+
+
+def grids():
+    """The grids of runs, small widths first. SP also has what SP·1/width may need of each."""
+    base, found = Config(model="mlp", optimizer="sgd", batch=8, seq=32), []
+    for width, (first, last) in GRID.items():
+        octaves = [first + i / 2 for i in range(round(2 * (last - first)) + 1)]
+        divided = [e - math.log2(width / SMALL) for e in (-0.5, 0)]
+        found += [(base, {"param": [param], "width": [width], "lr": [2.0**e for e in exponents],
+                          "seed": SEEDS})
+                  for param, exponents in (("sp", sorted({*divided, *octaves})), ("mup", octaves))]
+    return found
+
+
+def carried(groups):
+    """{rule: {width: loss}}: the lr tuned at the smallest width under μP, used at every width."""
+    at = {param: {width: {p.lr: p.loss for p in points} for width, points in by_width.items()}
+          for param, by_width in groups.items()}
+    best = min((p for p in groups["mup"][SMALL] if p.loss is not None), key=lambda p: p.loss).lr
+    used = {"SP": ("sp", lambda width: best), "SP·1/width": ("sp", lambda w: best * SMALL / w),
+            "μP": ("mup", lambda width: best)}
+    return best, {rule: {width: losses.get(lr_of(width), math.nan)
+                         for width, losses in at[param].items()}
+                  for rule, (param, lr_of) in used.items()}
+
+
+def report(groups):
+    """The tables and drifts, then the loss of the lr tuned at width 64, and the verdict."""
+    best, table = carried(groups)
+    widths = list(groups["mup"])
+    lines = [optimum.report("width", groups), "",
+             f"lr 2^{math.log2(best):.3g}, tuned at width {SMALL}: held-out loss at other widths",
+             f"{'width':14}" + "".join(f"{width:>10}" for width in widths)]
+    for rule, losses in table.items():
+        cells = ["diverged" if losses[w] is None else "not run" if math.isnan(losses[w])
+                 else f"{losses[w]:.3f}" for w in widths]
+        lines.append(f"{rule:14}" + "".join(f"{cell:>10}" for cell in cells))
+    moved = {param: optimum.movement(by_width) for param, by_width in groups.items()}
+    μ, rival = (table[rule][widths[-1]] for rule in ("μP", "SP·1/width"))
+    against = [f"{NAMES[param]}'s best lr moves by {moved[param].octaves:+.2f}"
+               for param, bad in (("mup", lambda o: abs(o) > 0.5), ("sp", lambda o: o > -1))
+               if bad(moved[param].octaves)]
+    against += ["μP diverged" if μ is None else f"SP·1/width has {rival:.3f}, μP {μ:.3f}"] * (
+        μ is None or rival is not None and rival <= μ)
+    return "\n".join([*lines, "; ".join(["refuted", *against]) if against else "not refuted"])
+
+
+def draw(groups):
+    """Loss against lr under SP and μP, then the loss of the lr tuned at 64 against width."""
+    figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.4), sharey=True, layout="constrained")
+    axes[1].sharex(axes[0])
+    optima = {param: {width: optimum.optimum(points) for width, points in by_width.items()}
+              for param, by_width in groups.items()}
+    found = [o.loss for by_width in optima.values() for o in by_width.values()]
+    bottom, top = min(found) - 0.05, max(found) + 0.5
+    colours = dict(zip(groups["mup"], shades(len(groups["mup"]))))
+    for ax, param in zip(axes, ("sp", "mup")):
+        for i, (width, points) in enumerate(groups[param].items()):
+            draw_curve(ax, points, optima[param][width], top - 0.025 * (i + 1), colours[width],
+                       f"width {width}")
+        moved = optimum.movement(groups[param])
+        ax.set_title(f"{NAMES[param]}\nbest lr moves by {optimum.in_words(moved)}"
+                     + ("" if moved.exact else " (?)"), fontsize=10)
+        ax.set_xlabel("log2 learning rate")
+    axes[0].set_ylabel("held-out loss, nats per byte")
+    axes[0].set_ylim(bottom, top)
+    draw_carried(axes[2], *carried(groups), top - 0.03)
+    for ax in axes:
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    figure.suptitle(TITLE, fontsize=10)
+    figure.savefig(transfer.FIGURES / "mlp_sgd.png", dpi=80)
+    plt.close(figure)
+
+
+def draw_carried(ax, best, table, height):
+    """The loss of the lr that is tuned at the smallest width, against width."""
+    styles = ("o-", "#D55E00"), ("s--", "#E69F00"), ("^-", "#0072B2")
+    for (rule, losses), (style, colour) in zip(table.items(), styles):
+        known = {width: loss for width, loss in losses.items() if loss is not None}
+        ax.plot(known.keys(), known.values(), style, color=colour, label=rule)
+        gone = [width for width in losses if width not in known]
+        ax.plot(gone, [height] * len(gone), "x", color=colour)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(list(GRID), list(map(str, GRID)))
+    ax.set_title(f"lr 2^{math.log2(best):.3g}, tuned at width {SMALL}\n×: diverged", fontsize=10)
+    ax.set_xlabel("width")
+
+
+if __name__ == "__main__":
+    flags = transfer.arguments(__doc__)
+    if not flags.redraw:
+        transfer.train("mlp_sgd", grids(), flags.jobs)
+    records = transfer.read("mlp_sgd")
+    groups = optimum.curves(records)[1]
+    print(report(groups))
+    draw(groups)

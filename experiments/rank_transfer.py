@@ -1,0 +1,144 @@
+"""Claim: width 64 ranks random settings as width 512 does under μP, and worse so under SP.
+
+    python experiments/rank_transfer.py --jobs 2
+
+The first 32 settings of mutransfer.py's searches, which draw the learning rate, init_scale,
+output_mult, attn_mult and embed_mult, are trained at width 512 too, each from its own seed. At
+width 64 SP and μP are one network; those losses are the searches' own. u-μP has its own settings.
+The rival is SP with its lr divided by the growth of the width, 8.
+
+ρ is Spearman's: the correlation of the ranks, with average ranks for ties. Runs that diverge share
+the worst rank. Beside it stands what the choice costs: the loss at 512 of the setting that is best
+at 64, less the best loss of all settings at 512.
+
+Refuted by: ρ under μP below 0.9, or not above that of both SP and SP·1/width.
+
+The CSV is written after 8, 16 and 32 settings, and the same command goes on after an interruption.
+"""
+import math
+import statistics
+
+import mutransfer
+import transfer
+from tinymup.lab.config import Config
+from tinymup.lab.plot import plt
+
+SMALL, LARGE, COUNTS, ENOUGH = mutransfer.SMALL, 512, [8, 16, 32], 0.9
+NOTHING = math.log(256)   # nats per byte of a uniform guess
+# Rule: (parametrization, search, factor on the lr at the large width).
+RULES = {"SP": ("sp", "mup", 1.0), "SP·1/width": ("sp", "mup", SMALL / LARGE),
+         "μP": ("mup", "mup", 1.0), "u-μP": ("umup", "umup", 1.0)}
+
+
+def trials(search, count):
+    """The first settings of a search, [(seed, {field: value})]: one of each seed in turn."""
+    by_seed = [[(seed, setting) for setting in mutransfer.trials(search, seed)]
+               for seed in mutransfer.SEEDS]
+    return [trial for turn in zip(*by_seed) for trial in turn][:count]
+
+
+def used(rule, setting):
+    """(parametrization, setting) with which a rule trains the large width."""
+    param, _, factor = RULES[rule]
+    return param, setting | {"lr": setting["lr"] * factor}
+
+
+def grids(count):
+    """The runs at the large width as grids of one run each: all rules of a trial, then the next."""
+    found = []
+    for i in range(count):
+        for rule, (_, search, _) in RULES.items():
+            seed, setting = trials(search, count)[i]
+            param, setting = used(rule, setting)
+            found.append((Config(param=param, width=LARGE, **setting), {"seed": [seed]}))
+    return found
+
+
+def losses_of(records, search):
+    """{(parametrization, seed, values of the search's fields): loss, infinite if it diverged}"""
+    return {(r["config"]["param"], r["config"]["seed"],
+             *(r["config"][field] for field in mutransfer.PRIORS[search])):
+            math.inf if r["loss"] is None else r["loss"] for r in records}
+
+
+def pairs(small, large):
+    """{rule: [(lr relative to its default, loss at 64, loss at 512)]} of the trials that ran."""
+    table = {}
+    for rule, (_, search, _) in RULES.items():
+        before, after = losses_of(small, search), losses_of(large, search)
+        for seed, setting in trials(search, COUNTS[-1]):
+            param, there = used(rule, setting)
+            key = param, seed, *there.values()
+            if key in after:
+                lr = setting["lr"] * (1 if search == "umup" else 2**7)
+                table.setdefault(rule, []).append(
+                    (lr, before[search, seed, *setting.values()], after[key]))
+    return table
+
+
+def ranks(values):
+    """The rank of each value, from 1; equal values share the mean of theirs."""
+    order = sorted(values)
+    return [order.index(v) + (order.count(v) + 1) / 2 for v in values]
+
+
+def spearman(x, y):
+    """Spearman's ρ; NaN if all values of one are equal."""
+    try:
+        return statistics.correlation(ranks(x), ranks(y))
+    except statistics.StatisticsError:
+        return math.nan
+
+
+def report(table):
+    """A row per rule: ρ, divergence, what the setting best at 64 loses at 512; and the verdict."""
+    lines = [f"{'rule':12}{'settings':>9}{'ρ':>7}{'diverged at 64':>16}{'at 512':>8}"
+             f"{'best at 512':>13}{'best at 64 has':>16}{'loses':>8}"]
+    found = {}
+    for rule, rows in table.items():
+        _, small, large = zip(*rows)
+        found[rule] = spearman(small, large)
+        best, chosen = min(large), min(rows, key=lambda row: row[1])[2]
+        lines.append(f"{rule:12}{len(rows):>9}{found[rule]:>7.2f}{small.count(math.inf):>16}"
+                     f"{large.count(math.inf):>8}{best:>13.3f}{chosen:>16.3f}{chosen - best:>8.3f}")
+    against = [f"ρ of μP is below {ENOUGH}"] * (not found["μP"] >= ENOUGH)
+    against += [f"ρ of {rule} is not below μP's" for rule in ("SP", "SP·1/width")
+                if not found[rule] < found["μP"]]
+    return "\n".join([*lines, "; ".join(["refuted", *against]) if against else "not refuted"])
+
+
+def draw(table):
+    """A panel per rule: loss at 64 against loss at 512. What learned nothing stands at the edge."""
+    figure, axes = plt.subplots(1, len(RULES), figsize=(13, 3.9), sharex=True, sharey=True,
+                                layout="constrained")
+    losses = [loss for rows in table.values() for row in rows for loss in row[1:]]
+    edge = max(loss for loss in losses if loss < NOTHING) + 0.1
+    for ax, (rule, rows) in zip(axes, table.items()):
+        for gone, marker in ((False, "o"), (True, "X")):
+            drawn = [(min(x, edge), min(y, edge), math.log2(lr)) for lr, x, y in rows
+                     if (max(x, y) >= NOTHING) == gone]
+            if drawn:
+                x, y, lr = zip(*drawn)
+                points = ax.scatter(x, y, c=lr, marker=marker, s=36, cmap="viridis", vmin=-5,
+                                    vmax=4, edgecolor="black", linewidth=0.4, clip_on=False)
+        ax.plot([min(losses), edge], [min(losses), edge], "--", color="#888888", linewidth=0.8)
+        _, x, y = zip(*rows)
+        ax.set_title(f"{rule}: ρ = {spearman(x, y):.2f}", fontsize=11)
+        ax.set_xlabel(f"loss at width {SMALL}, nats per byte")
+        ax.grid(alpha=0.3)
+    axes[0].set_ylabel(f"loss at width {LARGE}, nats per byte")
+    figure.colorbar(points, ax=axes, label="log2 lr / default", shrink=0.9)
+    figure.suptitle(f"{len(table['μP'])} random settings, held-out loss; X at the edge: diverged, "
+                    "or above a uniform guess; dashed: equal loss", fontsize=10)
+    figure.savefig(transfer.FIGURES / "rank_transfer.png", dpi=90)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    flags = transfer.arguments(__doc__)
+    if not flags.redraw:
+        for count in COUNTS:
+            transfer.train("rank_transfer", grids(count), flags.jobs)
+    table = pairs(transfer.read("mutransfer_search"), transfer.read("rank_transfer"))
+    print(report(table))
+    draw(table)

@@ -1,0 +1,158 @@
+"""Claim: under μP the best value of every hyperparameter stays, whatever else is made larger.
+
+    python experiments/what_transfers.py --jobs 2
+
+Two kinds of panels. At width 128 under μP: the best learning rate, while the batch, the sequence
+length, the number of steps or the head size change 4-fold or 16-fold. From width 64 to 256: the
+best value of each other hyperparameter, all else at its default. The rival there is SP, at each
+width with the learning rate that is best for it in lr_transfer.csv. μP has 2^-7 at both, and is the
+same network at width 64. Theory (Yang et al. 2022) makes no promise for weight decay, nor for the
+learning rate against batch, length and steps: there transfer is only observed.
+
+A drift alone says little where the loss hardly depends on a value. So each row has what the value
+tuned at the small size costs at the large one: the loss there above the best of the grid.
+
+Refuted by: under μP, a panel whose cost is above 0.02 nats, about what seeds differ by.
+
+One seed. The CSV is written panel by panel, and the same command goes on after an interruption.
+"""
+import math
+
+import transfer  # first of ours: it sets the path
+from mutransfer import best_lr
+from tinymup.lab import optimum
+from tinymup.lab.config import Config
+from tinymup.lab.plot import draw_curve, plt
+
+ENOUGH, LR = 0.02, 2.0**-7
+LRS = [2.0**e for e in range(-10, -4)]
+SIZES = {"batch": [4, 16, 64], "seq": [16, 64, 256], "steps": [75, 300, 1200],
+         "head_dim": [16, 32, 64]}
+FACTORS = [2.0 ** (1.5 * i) for i in range(-2, 3)]
+# Panel: (field, values). λ of the two forms shrinks weights equally at width 64, where lr is 2^-7.
+TUNED = {**{name: (name, FACTORS)
+            for name in ("output_mult", "attn_mult", "embed_mult", "init_scale")},
+         "λ, independent": ("weight_decay", [2.0**e for e in range(-15, -5, 2)]),
+         "λ, coupled": ("weight_decay", [2.0**e for e in range(-8, 2, 2)]),
+         "ε": ("eps", [1e-8 * 2.0**e for e in range(-6, 19, 6)]),
+         "1 − β₂": ("betas", [(0.9, 1 - 0.01 * 4.0**i) for i in range(-2, 3)])}
+VARIED = {"param", "width", "lr", "decay_form", *SIZES, *(field for field, _ in TUNED.values())}
+NAMES = {"sp": "SP", "mup": "μP"}
+COLOURS = {("mup", 0): "#999999", ("mup", 1): "#56B4E9", ("mup", 2): "#0072B2",
+           ("sp", 2): "#D55E00"}
+
+
+def panels():
+    """{panel: {(parametrization, rank of the size): (label, fixed options, field, its values)}}"""
+    found = {name: {("mup", i): (f"{name} {size}", {"param": "mup", "width": 128, name: size},
+                                 "lr", LRS) for i, size in enumerate(sizes)}
+             for name, sizes in SIZES.items()}
+    sp = best_lr(transfer.read("lr_transfer"), "sp", 256)
+    for name, tuned in TUNED.items():
+        form = {"decay_form": "coupled" if name == "λ, coupled" else "independent"}
+        found[name] = {(param, i): (f"{NAMES[param]}, width {width}" if i else f"width {width}",
+                                    form | {"param": param, "width": width, "lr": lr}, *tuned)
+                       for param, i, width, lr in (("mup", 0, 64, LR), ("mup", 2, 256, LR),
+                                                   ("sp", 2, 256, sp))}
+    return found
+
+
+def train(jobs):
+    """Trains panel by panel. The CSV holds those that are finished."""
+    grids = []
+    for curves in panels().values():
+        grids += [(Config(**fixed), {field: values}) for _, fixed, field, values in curves.values()]
+        transfer.train("what_transfers", grids, jobs)
+
+
+def plain(field, value):
+    """The value of an option, from a Config or a CSV, as a number for the axis if it has one."""
+    if field != "betas":
+        return value
+    return round(1 - float(str(value).strip("()").split(",")[1]), 9)
+
+
+def points(records, fixed, field):
+    """The curve against one option, with others fixed or at their defaults."""
+    default, found = {f: getattr(Config(), f) for f in VARIED}, {}
+    for r in records:
+        c = default | r["config"]                # the CSV lacks what does not vary
+        if all(plain(f, c[f]) == plain(f, (default | fixed)[f]) for f in VARIED - {field}):
+            found.setdefault(plain(field, c[field]), {})[c["seed"]] = r["loss"]
+    return [optimum.point(value, losses) for value, losses in sorted(found.items())]
+
+
+def measured(records):
+    """{panel: {(parametrization, rank): (label, [Point, …])}} of the panels that have run."""
+    found = {name: {key: (label, points(records, fixed, field))
+                    for key, (label, fixed, field, _) in curves.items()}
+             for name, curves in panels().items()}
+    return {name: curves for name, curves in found.items()
+            if all(len(curve) > 1 for _, curve in curves.values())}
+
+
+def carried(curves, param):
+    """(best at the small size, at the large, both exact, cost of the small one's at the large)"""
+    small, large = curves["mup", 0][1], curves[param, 2][1]
+    first, last = optimum.optimum(small), optimum.optimum(large)
+    tuned = min((p for p in small if p.loss is not None), key=lambda p: p.loss).lr
+    there, = [math.inf if p.loss is None else p.loss for p in large if p.lr == tuned]
+    return first.log2_lr, last.log2_lr, first.exact and last.exact, there - last.loss
+
+
+def report(found):
+    """A row per panel: the best values as log2, drift and cost, under μP and SP; the verdict."""
+    lines = [f"{'':16}{'small':>9}" + "".join(
+        f"{name + ' large':>10}{'octaves':>9}{'cost':>7} " for name in NAMES.values())]
+    against = []
+    for name, curves in found.items():
+        cells = []
+        for param in NAMES:
+            if (param, 2) in curves:
+                first, last, exact, cost = carried(curves, param)
+                mark = " " if exact else "?"
+                cells.append(f"{last:>10.2f}{last - first:>+8.2f}{mark}{cost:>7.3f} ")
+                if param == "mup" and cost > ENOUGH:
+                    against.append(f"{name} costs {cost:.3f}")
+            else:
+                cells.append(" " * 27)
+        lines.append(f"{name:16}{first:>9.2f}" + "".join(cells))
+    lines.append("log2 of the best value; ?: at the edge of its grid, or beside divergence; cost: "
+                 "nats that\nthe value tuned at the small size loses at the large one")
+    return "\n".join([*lines, "; ".join(["refuted", *against]) if against else "not refuted"])
+
+
+def draw(found):
+    """A panel per option, all with one loss axis."""
+    figure, axes = plt.subplots(3, 4, figsize=(10.6, 8), sharey=True, layout="constrained")
+    best = [optimum.optimum(curve) for curves in found.values() for _, curve in curves.values()]
+    bottom, top = min(o.loss for o in best) - 0.05, max(o.loss for o in best) + 0.3
+    for ax, (name, curves) in zip(axes.flat, found.items()):
+        for i, (key, (label, curve)) in enumerate(curves.items()):
+            draw_curve(ax, curve, optimum.optimum(curve), top - 0.03 * (i + 1), COLOURS[key], label)
+        drifts = {param: carried(curves, param) for param in NAMES if (param, 2) in curves}
+        ax.set_title(f"{name}: " + ", ".join(
+            f"{NAMES[param]} {last - first:+.2f}" + ("" if exact else " (?)")
+            for param, (first, last, exact, _) in drifts.items()), fontsize=9)
+        ax.set_xlabel("log2 learning rate" if name in SIZES else f"log2 {name.split(',')[0]}")
+        ax.set_ylim(bottom, top)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    for ax in axes.flat[len(found):]:
+        ax.set_visible(False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("held-out loss, nats per byte")
+    figure.suptitle("Drift of the best value in octaves, from the smallest size to the largest; "
+                    "one seed\nhollow star, (?): at the edge of the grid or beside divergence",
+                    fontsize=10)
+    figure.savefig(transfer.FIGURES / "what_transfers.png", dpi=90)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    flags = transfer.arguments(__doc__)
+    if not flags.redraw:
+        train(flags.jobs)
+    found = measured(transfer.read("what_transfers"))
+    print(report(found))
+    draw(found)
