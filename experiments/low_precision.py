@@ -24,6 +24,7 @@ import math
 import transfer  # first: it sets the path
 from low_precision_tables import (
     FORMATS, NAME, ROUNDED, SETTINGS, best_lr, draw, families, report, tables)
+from tinymup.lab import sweep
 from tinymup.lab.config import Config
 
 SEED = 0
@@ -62,13 +63,19 @@ def config(param, setting, **fields):
 
 
 def train(jobs):
-    """Trains setting by setting and writes the CSV anew after each."""
+    """Trains setting by setting, since the lr of the scaled runs is that of the plain ones."""
     grids = []
     for setting in SETTINGS:
-        grids += plain(setting)
-        transfer.train(NAME, grids, jobs)
-        grids += scaled(setting, tables(transfer.read(NAME)))
-        transfer.train(NAME, grids, jobs)
+        grids += (now := list(plain(setting)))
+        grids += (now := list(scaled(setting, tables(trained(now, jobs)))))
+        trained(now, jobs)
+    transfer.train(NAME, grids, jobs)            # writes the CSV, and finds all runs done
+
+
+def trained(grids, jobs):
+    """The records of all configs of the grids."""
+    configs = dict.fromkeys(c for base, axes in grids for c in sweep.grid(base, axes))
+    return transfer.finished_runs(NAME, list(configs), jobs)[0]
 
 
 if __name__ == "__main__":
