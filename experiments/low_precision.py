@@ -1,115 +1,87 @@
-"""Claim: u-μP trains in FP8 without scale factors nearly as well as in float32; SP and μP do not.
+"""Claim: u-μP trains in FP8 as it is; its rivals, SP and μP, need a loss scale and have to tune it.
 
     python experiments/low_precision.py --jobs 2
 
-The operands of the products with the matrices query, key, value and up are rounded, in forward
-and backward pass. SP and μP lose more because their gradients lie below FP8's range, as
-tensor_rms.py shows. BF16 costs none of the three anything.
+Operands of the products with the matrices query, key, value and up ("noncritical"), or with all
+matrices, are rounded to a simulated format, in forward and backward pass. The strongest rival is SP
+or μP with one constant factor on all gradients, the loss scale. Gradients are divided by it before
+the optimizer, so Adam's ε needs no change, and a power of two changes nothing but what FP8 loses.
+u-μP has such factors built in. So it can win only what a tuned scale cannot: there is no single
+number to tune. For each family we measure how many octaves of scale cost at most 0.02 nats, at
+three widths, at 8 blocks, and in a run ten times as long. A wide range that stays put is as good as
+no number at all.
 
-Refuted by: at the best learning rate in float32, a gap of u-μP in FP8 above 0.02 nats or not below
-those of SP and μP at its width, or any gap in BF16 above 0.02. The formats are simulated. One seed:
-differences below some 0.01 nats mean nothing.
+Refuted by: a gap of u-μP at scale 1 above 0.02 nats in any setting, with either rounding (earlier
+runs had 0.033 at width 128). The rival wins if SP or μP with one scale, 2^16, loses at most 0.02 in
+every setting. Separately, BF16 costs nothing: refuted by a gap above 0.02 for any family.
+
+A gap is the loss in the format less that in float32, at the lr that is best in float32 for this
+setting and seed. One seed: differences below some 0.01 nats mean nothing. SP and μP are one network
+at width 64 and are trained once.
 """
 import math
 
 import transfer  # first: it sets the path
+from low_precision_tables import (
+    FORMATS, NAME, ROUNDED, SETTINGS, best_lr, draw, families, report, tables)
+from tinymup.lab import sweep
 from tinymup.lab.config import Config
-from tinymup.lab.plot import plt
 
-WIDTHS, SEEDS, FORMATS = [64, 128], [0], ["float", "bf16", "fp16", "fp8"]
-LRS = {"sp": [2.0**e for e in (-8, -7)], "mup": [2.0**e for e in (-7, -6)],
-       "umup": [2.0**e for e in (-1, 0)]}                          # around each optimum
-GRIDS = [(Config(param=param), {"width": WIDTHS, "lr": LRS[param], "matmul_format": FORMATS,
-                                "seed": SEEDS}) for param in LRS]
-ENOUGH = 0.02                                                      # nats: a gap that refutes
-COLOURS = dict(zip(FORMATS[1:], ("tab:green", "tab:blue", "tab:red")))
-STYLES = dict(zip(WIDTHS, (":", "-")))
+SEED = 0
 
 
-def mean_losses(records):
-    """{(param, width, format): {lr: mean loss over seeds, None if a run diverged}}"""
-    losses = {}
-    for r in records:
-        c = r["config"]
-        by_lr = losses.setdefault((c["param"], c["width"], c["matmul_format"]), {})
-        by_lr.setdefault(c["lr"], []).append(r["loss"])
-    return {key: {lr: None if None in each else sum(each) / len(each)
-                  for lr, each in sorted(by_lr.items())} for key, by_lr in losses.items()}
+def exponents(param, setting):
+    """log2 of the learning rates: the float32 optimum of three seeds and its neighbours."""
+    best = {"sp": -1 - int(math.log2(setting[0])), "mup": -7, "umup": 0}[param]
+    more = [best + 2] * (param == "sp" and setting[0] == 128)     # seed 0 has its optimum there
+    return [best - 1, best, best + 1, *more]
 
 
-def gaps(losses, param, width, format):
-    """{lr: loss in the format less loss in float32}, inf if only the former diverged."""
-    exact = losses[param, width, "float"]
-    return {lr: math.inf if loss is None else loss - exact[lr]
-            for lr, loss in losses[param, width, format].items() if exact[lr] is not None}
+def plain(setting):
+    """Grids without a loss scale. The long, deep and wide settings have fewer formats."""
+    for param in families(setting):
+        base, lrs = config(param, setting), [2.0**e for e in exponents(param, setting)]
+        small = setting in ((64, 2, 300), (128, 2, 300))
+        formats = FORMATS if small else FORMATS[::3] if setting[0] == 256 else FORMATS[:1]
+        yield base, {"lr": lrs, "matmul_format": formats}
+        if setting[0] == 256:
+            yield base, {"lr": lrs[1:2], "matmul_format": FORMATS[1:3]}
 
 
-def best_lr(losses, param, width):
-    """The learning rate with the lowest loss in float32."""
-    exact = losses[param, width, "float"]
-    return min((lr for lr, loss in exact.items() if loss is not None), key=exact.get)
+def scaled(setting, losses):
+    """Grids in FP8 with each loss scale, at the float32 optimum."""
+    for param in families(setting):
+        scales = [2.0**e for e in SETTINGS[setting] if e >= 0 or param == "umup"]
+        yield (config(param, setting, lr=2.0**best_lr(losses[setting, param])),
+               {"matmul_format": FORMATS[-1:], "rounded": ROUNDED, "loss_scale": scales})
 
 
-def report(losses):
-    """A row per parametrization and width: the best float32 loss, and the gaps at its lr."""
-    lines = [f"{'':12}{'float32':>9}{'log2 lr*':>9}" + "".join(f"{f:>18}" for f in FORMATS[1:]),
-             f"{'':30}" + f"{'at lr*  largest':>18}" * 3]
-    for param in LRS:
-        for width in WIDTHS:
-            best = best_lr(losses, param, width)
-            cells = [gaps(losses, param, width, format) for format in FORMATS[1:]]
-            lines.append(
-                f"{param:6}{width:>6}{losses[param, width, 'float'][best]:>9.3f}"
-                f"{math.log2(best):>9g}"
-                + "".join(f"{g[best]:>+10.3f}{max(g.values()):>+8.3f}" for g in cells))
-    return "\n".join([*lines, *verdicts(losses)])
+def config(param, setting, **fields):
+    """The incomplete config of a family in a setting."""
+    width, depth, steps = setting
+    return Config(param=param, width=width, depth=depth, steps=steps, seed=SEED, **fields)
 
 
-def verdicts(losses):
-    """A sentence per width on what the gaps at the best learning rates say of the claim."""
-    for width in WIDTHS:
-        fp8, bf16 = ({param: gaps(losses, param, width, f)[best_lr(losses, param, width)]
-                      for param in LRS} for f in ("fp8", "bf16"))
-        rival = min(gap for param, gap in fp8.items() if param != "umup")
-        against = [f"u-μP's gap in fp8, {fp8['umup']:.3f}, is above {ENOUGH}"
-                   ] * (fp8["umup"] > ENOUGH)
-        against += [f"u-μP's gap in fp8, {fp8['umup']:.3f}, is not below {rival:.3f}, the smaller "
-                    "of SP's and μP's"] * (fp8["umup"] >= rival)
-        against += [f"{param}'s gap in bf16, {gap:.3f}, is above {ENOUGH}"
-                    for param, gap in bf16.items() if gap > ENOUGH]
-        yield f"width {width}: " + ("; ".join(["refuted", *against]) if against else "not refuted")
+def train(jobs):
+    """Trains setting by setting, since the lr of the scaled runs is that of the plain ones."""
+    grids = []
+    for setting in SETTINGS:
+        grids += (now := list(plain(setting)))
+        grids += (now := list(scaled(setting, tables(trained(now, jobs)))))
+        trained(now, jobs)
+    transfer.train(NAME, grids, jobs)            # writes the CSV, and finds all runs done
 
 
-def draw(losses):
-    """A panel per parametrization: gap against lr, a colour per format, a line style per width."""
-    figure, axes = plt.subplots(1, len(LRS), figsize=(11, 3.8), sharey=True, layout="constrained")
-    finite = [gap for param, width, format in losses if format != "float"
-              for gap in gaps(losses, param, width, format).values() if gap < math.inf]
-    top = max(finite) * 1.1
-    for ax, param in zip(axes, LRS):
-        for format, colour in COLOURS.items():
-            for width, style in STYLES.items():
-                gap = gaps(losses, param, width, format)
-                ax.plot([math.log2(lr) for lr in gap], [min(g, top) for g in gap.values()], style,
-                        marker="o", markersize=4, color=colour, label=f"{format}, width {width}")
-                gone = [math.log2(lr) for lr, g in gap.items() if g == math.inf]
-                ax.plot(gone, [top] * len(gone), "x", markersize=10, color=colour)
-        ax.axhline(0, color="black", linewidth=0.8)
-        ax.set_title(param, fontsize=10)
-        ax.set_xlabel("log2 learning rate")
-        ax.grid(alpha=0.3)
-    axes[0].set_ylabel("loss − loss in float32, nats per byte")
-    axes[-1].legend(fontsize=8)
-    figure.suptitle("Operands of the matrix products in simulated low precision, no scale factors "
-                    "(× diverged)", fontsize=11)
-    figure.savefig(transfer.FIGURES / "low_precision.png", dpi=100)
-    plt.close(figure)
+def trained(grids, jobs):
+    """The records of all configs of the grids."""
+    configs = dict.fromkeys(c for base, axes in grids for c in sweep.grid(base, axes))
+    return transfer.finished_runs(NAME, list(configs), jobs)[0]
 
 
 if __name__ == "__main__":
     flags = transfer.arguments(__doc__)
     if not flags.redraw:
-        transfer.train("low_precision", GRIDS, flags.jobs)
-    losses = mean_losses(transfer.read("low_precision"))
+        train(flags.jobs)
+    losses = tables(transfer.read(NAME))
     print(report(losses))
     draw(losses)
