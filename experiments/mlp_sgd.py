@@ -15,9 +15,9 @@ under SP; or, all with the lr tuned at 64, a loss of SP·1/width at 2048 as good
 import math
 
 import transfer  # first of ours: it sets the path
-from tinymup.lab import optimum
+from tinymup.lab import optimum, plot
 from tinymup.lab.config import Config
-from tinymup.lab.plot import draw_curve, plt, shades
+from tinymup.lab.plot import BLACK, BLUE, ORANGE
 
 SMALL, SEEDS = 64, [0, 1]
 # Log2 lr of the first and last of each width's grid, in half octaves: around what is best at 64.
@@ -74,44 +74,24 @@ def report(groups):
 
 def draw(groups):
     """Loss against lr under SP and μP, then the loss of the lr tuned at 64 against width."""
-    figure, axes = plt.subplots(1, 3, figsize=(12.6, 4.4), sharey=True, layout="constrained")
-    axes[1].sharex(axes[0])
-    optima = {param: {width: optimum.optimum(points) for width, points in by_width.items()}
-              for param, by_width in groups.items()}
-    found = [o.loss for by_width in optima.values() for o in by_width.values()]
-    bottom, top = min(found) - 0.05, max(found) + 0.5
-    colours = dict(zip(groups["mup"], shades(len(groups["mup"]))))
-    for ax, param in zip(axes, ("sp", "mup")):
-        for i, (width, points) in enumerate(groups[param].items()):
-            draw_curve(ax, points, optima[param][width], top - 0.025 * (i + 1), colours[width],
-                       f"width {width}")
-        moved = optimum.movement(groups[param])
-        ax.set_title(f"{NAMES[param]}\nbest lr moves by {optimum.in_words(moved)}"
-                     + ("" if moved.exact else " (?)"), fontsize=10)
-        ax.set_xlabel("log2 learning rate")
-    axes[0].set_ylabel("held-out loss, nats per byte")
-    axes[0].set_ylim(bottom, top)
-    draw_carried(axes[2], *carried(groups), top - 0.03)
-    for ax in axes:
-        ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
-    figure.suptitle(TITLE, fontsize=10)
-    figure.savefig(transfer.FIGURES / "mlp_sgd.png", dpi=80)
-    plt.close(figure)
+    figure, axes = plot.panels(3)
+    plot.draw_losses(axes, "width", {param: groups[param] for param in NAMES})
+    draw_carried(axes[2], *carried(groups))
+    plot.save(figure, transfer.FIGURES / "mlp_sgd.png", TITLE)
 
 
-def draw_carried(ax, best, table, height):
+def draw_carried(ax, best, table):
     """The loss of the lr that is tuned at the smallest width, against width."""
-    styles = ("o-", "#D55E00"), ("s--", "#E69F00"), ("^-", "#0072B2")
-    for (rule, losses), (style, colour) in zip(table.items(), styles):
+    looks = ("o-", BLACK), ("s--", ORANGE), ("^-", BLUE)
+    for (rule, losses), (style, colour) in zip(table.items(), looks):
         known = {width: loss for width, loss in losses.items() if loss is not None}
         ax.plot(known.keys(), known.values(), style, color=colour, label=rule)
         gone = [width for width in losses if width not in known]
-        ax.plot(gone, [height] * len(gone), "x", color=colour)
+        ax.plot(gone, [0.98] * len(gone), "x", color=colour, transform=ax.get_xaxis_transform())
     ax.set_xscale("log", base=2)
     ax.set_xticks(list(GRID), list(map(str, GRID)))
-    ax.set_title(f"lr 2^{math.log2(best):.3g}, tuned at width {SMALL}\n×: diverged", fontsize=10)
-    ax.set_xlabel("width")
+    ax.set(title=f"lr 2^{math.log2(best):.3g}, tuned at width {SMALL}\n×: diverged", xlabel="width")
+    ax.legend()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def drifts():
             found.setdefault(f"width {min(by_width)} to {max(by_width)}", {})[
                 label.replace("muon_scale", "Muon,")] = movement(by_width)
     if (RESULTS / "depth_transfer.csv").exists():
-        size, groups = curves(depth_transfer.in_order(read("depth_transfer")))
+        size, groups = curves(depth_transfer.labelled(read("depth_transfer")))
         for label, by_depth in groups.items():
             found.setdefault(f"{size} {min(by_depth)} to {max(by_depth)}", {})[
                 label.removeprefix("μP, ")] = movement(by_depth)

@@ -22,7 +22,7 @@ import transfer  # first of ours: it sets the path
 from mutransfer import best_lr
 from tinymup.lab import optimum
 from tinymup.lab.config import Config
-from tinymup.lab.plot import draw_curve, plt
+from tinymup.lab.plot import MARKERS, draw_curve, plt, save
 
 ENOUGH, LR = 0.02, 2.0**-7
 LRS = [2.0**e for e in range(-10, -4)]
@@ -124,29 +124,27 @@ def report(found):
 
 def draw(found):
     """A panel per option, all with one loss axis."""
-    figure, axes = plt.subplots(3, 4, figsize=(10.6, 8), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(3, 4, figsize=(10.6, 8), sharey=True)
     best = [optimum.optimum(curve) for curves in found.values() for _, curve in curves.values()]
     bottom, top = min(o.loss for o in best) - 0.05, max(o.loss for o in best) + 0.3
     for ax, (name, curves) in zip(axes.flat, found.items()):
         for i, (key, (label, curve)) in enumerate(curves.items()):
-            draw_curve(ax, curve, optimum.optimum(curve), top - 0.03 * (i + 1), COLOURS[key], label)
+            look = {"color": COLOURS[key], "marker": MARKERS[i], "label": label}
+            draw_curve(ax, curve, look, 0.97 - 0.04 * i)
         drifts = {param: carried(curves, param) for param in NAMES if (param, 2) in curves}
         ax.set_title(f"{name}: " + ", ".join(
             f"{NAMES[param]} {last - first:+.2f}" + ("" if exact else " (?)")
             for param, (first, last, exact, _) in drifts.items()), fontsize=9)
         ax.set_xlabel("log2 learning rate" if name in SIZES else f"log2 {name.split(',')[0]}")
         ax.set_ylim(bottom, top)
-        ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
     for ax in axes.flat[len(found):]:
         ax.set_visible(False)
     for ax in axes[:, 0]:
         ax.set_ylabel("held-out loss, nats per byte")
-    figure.suptitle("Drift of the best value in octaves, from the smallest size to the largest; "
-                    "one seed\nhollow star, (?): at the edge of the grid or beside divergence",
-                    fontsize=10)
-    figure.savefig(transfer.FIGURES / "what_transfers.png", dpi=90)
-    plt.close(figure)
+    save(figure, transfer.FIGURES / "what_transfers.png", "Drift of the best value in octaves, from "
+         "the smallest size to the largest; one seed\n"
+         "hollow star, (?): at the edge of the grid or beside divergence")
 
 
 if __name__ == "__main__":
