@@ -120,7 +120,7 @@ def report(rows):
 
 def draw(rows):
     """A panel per network: the change of the features against width, with reference slopes."""
-    figure, axes = plt.subplots(1, len(NETWORKS), figsize=(9.6, 4.4), sharex=True, sharey=True,
+    figure, axes = plt.subplots(1, len(NETWORKS), figsize=(9.6, 5.2), sharex=True, sharey=True,
                                 layout="constrained")
     widths = sorted({int(row["width"]) for row in rows})
     for ax, network in zip(axes, NETWORKS):
@@ -142,7 +142,7 @@ def draw(rows):
         ax.set_yscale("log", base=2)
         ax.set_xticks(widths, list(map(str, widths)))
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     axes[0].set_ylabel("RMS change of the last hidden features,\nrelative to the start")
     figure.suptitle(f"Mean and range of {len(SEEDS)} seeds; grey: slope −½ (NTK) and 0 (μP)",
                     fontsize=10)

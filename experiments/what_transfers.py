@@ -72,20 +72,22 @@ def plain(field, value):
     return round(1 - float(str(value).strip("()").split(",")[1]), 9)
 
 
-def points(records, fixed, field):
+def points(records, fixed, field, values):
     """The curve against one option, with others fixed or at their defaults."""
     default, found = {f: getattr(Config(), f) for f in VARIED}, {}
+    wanted = {plain(field, value) for value in values}       # not the λ of 0 of other panels
     for r in records:
         c = default | r["config"]                # the CSV lacks what does not vary
-        if all(plain(f, c[f]) == plain(f, (default | fixed)[f]) for f in VARIED - {field}):
+        if plain(field, c[field]) in wanted and all(
+                plain(f, c[f]) == plain(f, (default | fixed)[f]) for f in VARIED - {field}):
             found.setdefault(plain(field, c[field]), {})[c["seed"]] = r["loss"]
     return [optimum.point(value, losses) for value, losses in sorted(found.items())]
 
 
 def measured(records):
     """{panel: {(parametrization, rank): (label, [Point, …])}} of the panels that have run."""
-    found = {name: {key: (label, points(records, fixed, field))
-                    for key, (label, fixed, field, _) in curves.items()}
+    found = {name: {key: (label, points(records, *curve))
+                    for key, (label, *curve) in curves.items()}
              for name, curves in panels().items()}
     return {name: curves for name, curves in found.items()
             if all(len(curve) > 1 for _, curve in curves.values())}
@@ -137,13 +139,15 @@ def draw(found):
             for param, (first, last, exact, _) in drifts.items()), fontsize=9)
         ax.set_xlabel("log2 learning rate" if name in SIZES else f"log2 {name.split(',')[0]}")
         ax.set_ylim(bottom, top)
-        ax.legend(fontsize=8)
+        ax.grid(alpha=0.3)
+        if name in SIZES or name == list(found)[-1]:      # the legend of all panels of widths
+            ax.legend(fontsize=8)
     for ax in axes.flat[len(found):]:
         ax.set_visible(False)
     for ax in axes[:, 0]:
         ax.set_ylabel("held-out loss, nats per byte")
-    save(figure, transfer.FIGURES / "what_transfers.png", "Drift of the best value in octaves, from "
-         "the smallest size to the largest; one seed\n"
+    save(figure, transfer.FIGURES / "what_transfers.png",
+         "Drift of the best value in octaves, from the smallest size to the largest; one seed\n"
          "hollow star, (?): at the edge of the grid or beside divergence")
 
 
