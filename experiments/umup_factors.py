@@ -208,6 +208,7 @@ def draw(found):
                         markeredgecolor="black", label=label if i == 0 else None, linestyle="")
         ax.set_title(f"width {width}", fontsize=10)
         ax.set_xlabel("held-out loss at the best lr, nats per byte", fontsize=9)
+        ax.locator_params(axis="x", nbins=5)
         ax.grid(alpha=0.3)
     axes[0][0].set_yticks(range(len(FACTORS)), [f"{name}\n({words})" for name, (words, _)
                                                 in FACTORS.items()], fontsize=8)
