@@ -132,8 +132,9 @@ def verdicts(losses):
 def draw(losses):
     """Gap against loss scale: a row per rounding, a column per setting."""
     settings = present(losses)
-    figure, axes = plt.subplots(2, len(settings), figsize=(0.9 + 2.5 * len(settings), 5.6),
-                                sharex=True, sharey=True, squeeze=False, layout="constrained")
+    size = max(6.5, 0.9 + 2.5 * len(settings)), 5.6
+    figure, axes = plt.subplots(2, len(settings), figsize=size, sharex=True, sharey=True,
+                                squeeze=False, layout="constrained")
     finite = [gap for cells in losses.values() for rounded in ROUNDED
               for gap in gaps(cells, rounded=rounded).values() if gap < math.inf]
     top = max(finite) * 1.3
@@ -160,7 +161,7 @@ def draw(losses):
     for ax in axes[0][:2]:
         ax.legend(fontsize=8)
     figure.supylabel("loss in FP8 − loss in float32, nats per byte", fontsize=9)
-    figure.suptitle("FP8 (simulated) against the loss scale, one seed; grey: within 0.02 nats of "
-                    "float32; ×: diverged", fontsize=10)
+    figure.suptitle("FP8 (simulated) against the loss scale, one seed\n"
+                    "grey: within 0.02 nats of float32; ×: diverged", fontsize=10)
     figure.savefig(transfer.FIGURES / f"{NAME}.png", dpi=90)
     plt.close(figure)

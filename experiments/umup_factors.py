@@ -156,7 +156,8 @@ def report(found):
     """Losses at the best lr of each variant, the parts closed, and the verdict. ? is an edge."""
     lines = []
     for width in [w for w in WIDTHS if ("mup", w) in found]:
-        lines += [f"width {width}: held-out loss at the best lr, mean of {len(SEEDS)} seeds",
+        lines += [f"width {width}: held-out loss at the best lr, mean of "
+                  f"{best(found['umup', width]).seeds} seed(s)",
                   f"{'':28}{'loss':>8}{'of seeds':>16}{'log2 lr*':>10}{'gap closed':>12}"]
         for variant in ["umup", *ONE, "mup", "all", *BACK]:
             if (variant, width) in found:
@@ -207,13 +208,15 @@ def draw(found):
                         markeredgecolor="black", label=label if i == 0 else None, linestyle="")
         ax.set_title(f"width {width}", fontsize=10)
         ax.set_xlabel("held-out loss at the best lr, nats per byte", fontsize=9)
+        ax.locator_params(axis="x", nbins=5)
         ax.grid(alpha=0.3)
     axes[0][0].set_yticks(range(len(FACTORS)), [f"{name}\n({words})" for name, (words, _)
                                                 in FACTORS.items()], fontsize=8)
     axes[0][0].invert_yaxis()
     axes[0][0].legend(fontsize=8)
-    figure.suptitle(f"u-μP and μP exchange one number; mean and range of {len(SEEDS)} seeds",
-                    fontsize=10)
+    counts = {p.seeds for points in found.values() for p in points}
+    figure.suptitle("u-μP and μP exchange one number; mean and range of "
+                    f"{' to '.join(map(str, sorted(counts)))} seed(s)", fontsize=10)
     figure.savefig(transfer.FIGURES / f"{NAME}.png", dpi=100)
     plt.close(figure)
 
