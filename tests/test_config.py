@@ -267,7 +267,7 @@ def test_a_complete_config_stays_as_it_is_also_through_json():
 def test_a_complete_config_has_a_value_for_each_field_it_uses_and_none_for_the_others():
     for config in map(complete, ALL):
         for name, f in FIELDS.items():
-            used = configs.stranger(config, name) is None
+            used = name not in configs.unused(config)
             if f.default is None and name != "newton_schulz_steps":   # None: the customary number
                 assert (getattr(config, name) is not None) == used
             elif not used:

@@ -317,6 +317,60 @@ def test_one_run_of_a_sweep_can_be_shown_again_by_itself(copied, monkeypatch, ca
     assert "held-out loss" in capsys.readouterr().out
 
 
+# One program under two names
+
+ALIKE = [*TINY, "--width", "32", "64", "--base-width", "32", "--no-plot", "--param", "sp", "mup"]
+
+
+def test_runs_that_are_one_program_are_trained_once_and_recorded_under_both_keys(
+        tmp_path, monkeypatch, capsys):
+    asked, train = [], sweep.Workers.train
+
+    def worker(self, config, *rest):
+        asked.append((config.param, config.width))
+        return train(self, config, *rest)
+    monkeypatch.setattr(sweep.Workers, "train", worker)
+    assert command(ALIKE, tmp_path) == 0
+    assert sorted(asked) in ([("mup", 64), ("sp", 32), ("sp", 64)],
+                             [("mup", 32), ("mup", 64), ("sp", 64)])
+    assert "4 runs, 0 of them done, 1 identical to another" in capsys.readouterr().err
+    found = {r["key"]: r for r in lines(tmp_path)}
+    at_base = [r for r in found.values() if r["config"]["width"] == 32]
+    assert len(found) == 4 and {r["config"]["param"] for r in at_base} == {"sp", "mup"}
+    assert len({r["program"] for r in at_base}) == 1
+    assert len({r["program"] for r in found.values()}) == 3
+    monkeypatch.setattr(sweep.Workers, "train", no_training)
+    assert command(ALIKE, tmp_path) == 0
+
+
+def test_a_finished_run_answers_for_the_same_program_under_another_name(tmp_path, monkeypatch):
+    at_base = [*TINY, "--width", "32", "--base-width", "32", "--no-plot"]
+    assert command([*at_base, "--param", "ntk"], tmp_path) == 0    # one run: in this process
+    monkeypatch.setattr(sweep.Workers, "train", no_training)
+    assert command([*at_base, "--param", "mup", "sp"], tmp_path) == 0
+    found = lines(tmp_path)
+    assert [r["config"]["param"] for r in found] == ["ntk", "mup", "sp"]
+    assert len({r["loss"] for r in found}) == 1
+
+
+def test_a_failed_run_fails_under_both_names_and_is_tried_again(tmp_path, monkeypatch):
+    make_up(monkeypatch, "failed", None)
+    assert command(ALIKE, tmp_path) == 1
+    assert [r["status"] for r in lines(tmp_path)] == ["failed"] * 4
+    make_up(monkeypatch)
+    assert command(ALIKE, tmp_path) == 0
+    assert [r["status"] for r in lines(tmp_path)[4:]] == ["done"] * 4
+
+
+def test_two_names_of_one_program_really_have_one_result(tmp_path):
+    config = [*TINY, "--width", "32", "--base-width", "32", "--no-plot", "--lr", "0.01", "0.02"]
+    for param in ("sp", "mup"):
+        assert command([*config, "--param", param], tmp_path / param) == 0
+    sp, mup = (sorted((r["loss"], str(r["curve"])) for r in lines(tmp_path / param))
+               for param in ("sp", "mup"))
+    assert sp == mup
+
+
 # One line and exit status 2
 
 def refusal(arguments, out, capsys):
@@ -324,7 +378,7 @@ def refusal(arguments, out, capsys):
     capsys.readouterr()
     assert command(arguments, out) == 2
     err = [line for line in capsys.readouterr().err.splitlines()
-           if not line.startswith("mup ")]   # a line for each run before
+           if not line.startswith(("mup ", "6 runs, "))]   # what is planned, and a line a run
     assert len(err) == 1
     return err[0]
 
@@ -462,7 +516,7 @@ def test_a_closed_full_or_broken_stderr_does_not_end_a_sweep(stderr, tmp_path):
 class Ended:
     """Replaces `sweep.Local`: every run has ended when it is submitted."""
 
-    window, slots = 4, 2
+    window = 4
 
     def __init__(self, jobs):
         self.stopped = False
@@ -474,6 +528,9 @@ class Ended:
 
     def record(self, future, config, key):
         return future.result()
+
+    def running(self, keys):
+        return 2
 
     def stop(self):
         self.stopped = True
@@ -567,7 +624,7 @@ def test_the_warnings_of_all_runs_are_said_once_of_each_kind(tmp_path, monkeypat
 
 
 def test_the_progress_has_running_done_failed_speed_and_time_left(tmp_path, capsys):
-    state = sweep.Sweep(list(range(10)), {}, None, True)
+    state = sweep.Sweep(dict.fromkeys(range(10)), None, True)
     state.counts.update(done=2, diverged=1, failed=1)
     state.start -= 120                       # four runs in two minutes
     state.told -= 61

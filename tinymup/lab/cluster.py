@@ -1,72 +1,77 @@
 """Runs on a cluster through Dask: `--cluster ADDRESS`. A worker needs Python and requirements.txt.
 
-Code and text travel once, as a task that Dask repeats wherever its result is lost. Each run is a
-task that starts its own process, as on this machine.
+Code and text travel once, as a task whose result Dask computes again wherever it is lost. Each run
+is a task that starts its own process, as on this machine.
 """
+import functools
 import io
 import logging
 import os
 import secrets
 import sys
+import warnings
 import zipfile
 import zlib
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
-from .terminal import say_once
+from .terminal import say
 from .worker import Workers, failed
 
-ROOT = Path(__file__).parents[2]
+TIMEOUT = 30            # seconds to reach the scheduler
+DEATHS = 3              # of workers that did a run, until it has failed
 
 
 class Cluster:
-    """An executor like `sweep.Local`.
-
-    Errors: ValueError, one line, without Dask or without a scheduler at the address.
-    """
+    """An executor like `sweep.Local`. Errors: ValueError without Dask or a scheduler there."""
 
     window = 1000        # tasks that the scheduler knows: enough for clusters that grow on demand
 
-    def __init__(self, address, corpus):
+    def __init__(self, address, corpus, gpu):
         try:
             import cloudpickle
             import distributed
             from dask.utils import apply
         except ImportError:
             raise ValueError('--cluster needs Dask: pip install "dask[distributed]"') from None
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)   # we say what matters
+        for name in ("distributed", "distributed.client"):            # we say what matters
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", "Sending large graph")      # the text, and only once
         where = {"scheduler_file" if Path(address).is_file() else "address": address}
         try:
-            self.client = distributed.Client(**where, timeout=20, set_as_default=False)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            self.client = distributed.Client(**where, timeout=TIMEOUT, set_as_default=False)
+        except (OSError, ValueError, TypeError, KeyError, AssertionError) as error:
             raise ValueError(f"--cluster {address}: no Dask scheduler answers there ({error}); "
                              "start `dask scheduler` and name its address or its file") from None
         for name in (__name__, Workers.__module__):   # the workers cannot import us yet
             cloudpickle.register_pickle_by_value(sys.modules[name])
+        topic = f"tinymup-{secrets.token_hex(8)}"
+        self.starts = Counter()                       # of each run, which the workers tell
+        self.client.subscribe_topic(topic, lambda event: self.starts.update([event[1]]))
         self.address, self.split = address, [len(corpus.train), len(corpus.held_out)]
         text = corpus.train.tobytes() + corpus.held_out.tobytes()
-        self.luggage = self.client.submit(dict, code=code(), text=text, pure=False)
-        self.run = self.client.submit(cloudpickle.loads, cloudpickle.dumps(run), pure=False)
-        self.apply = apply                            # Dask itself sends functions by name
-
-    @property
-    def slots(self):
-        """Runs at a time."""
-        return sum(self.client.nthreads().values())
+        packed = cloudpickle.dumps(functools.partial(run, code(), text, topic))
+        self.pack = functools.partial(self.client.submit, cloudpickle.loads, packed, pure=False)
+        self.run, self.apply = self.pack(), apply     # Dask itself sends functions by name
+        self.needs = {"GPU": 1} if gpu else {}
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        if not any(self.needs.keys() <= worker["resources"].keys() for worker in workers):
+            say(f"{address} has no worker{' with --resources GPU=1' if gpu else ''} yet: "
+                "waiting for one")
 
     def submit(self, config, key, checkpoint, resume):
         """A future of the record."""
         job = {"config": dict(vars(config)), "key": key, "checkpoint": checkpoint,
                "resume": resume, "split": self.split}
-        needs = {"GPU": 1} if config.device == "gpu" else {}
-        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        if not any(needs.keys() <= worker["resources"].keys() for worker in workers):
-            say_once(f"{self.address} has no worker{' with --resources GPU=1' if needs else ''} "
-                     "yet: waiting for one")
-        return self.client.submit(self.apply, self.run, [self.luggage, job], pure=False,
-                                  key=f"{key}-{secrets.token_hex(8)}", resources=needs or None)
+        if self.run.status == "error":                # too many workers died as they unpacked it
+            self.run = self.pack()
+        # Under one name the tasks are a group, of which Dask keeps most until a worker is free.
+        return self.client.submit(self.apply, self.run, [job], resources=self.needs or None,
+                                  pure=False, key=f"tinymup-{secrets.token_hex(16)}")
 
     def record(self, future, config, key):
-        """The record of a future that has ended."""
+        """The record of a future that has ended; None if the run is to be submitted again."""
         if future.cancelled() or self.client.status != "running":
             raise ValueError(f"the Dask scheduler at {self.address} is gone: finished runs are "
                              "kept, and the same command goes on once there is a scheduler")
@@ -74,7 +79,15 @@ class Cluster:
         if error is None:
             return future.result()
         reason = " ".join(f"{type(error).__name__}: {error}".split())
+        if type(error).__name__ == "KilledWorker":
+            if self.starts[key] < DEATHS:     # also tasks that had not started are given up
+                return None
+            reason = f"{self.starts[key]} workers died while they did this run"
         return failed({"key": key, "config": dict(vars(config))}, reason)
+
+    def running(self, keys):
+        """How many of the runs that are not finished have started."""
+        return sum(key in self.starts for key in keys)
 
     def stop(self):
         """Leaves the cluster. Its workers end the runs that nobody waits for."""
@@ -87,26 +100,26 @@ def code():
     """The package, zipped."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        for path in sorted((ROOT / "tinymup").rglob("*.py")):
-            archive.write(path, path.relative_to(ROOT))
+        for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+            archive.write(path, path.relative_to(Path(__file__).parents[2]))
     return file.getvalue()
 
 
-def run(luggage, job):
+def run(code, text, topic, job):
     """Does a job; runs in a thread of a Dask worker."""
     import distributed
     dask = distributed.get_worker()
-    key, folder = dask.get_current_task(), Path(dask.local_directory)
-    package = folder / f"tinymup-{zlib.crc32(luggage['code']):08x}"
+    dask.log_event(topic, job["key"])
+    task, folder = dask.get_current_task(), Path(dask.local_directory)
+    package = folder / f"tinymup-{zlib.crc32(code):08x}"
     if not package.exists():
         unpacked = folder / f"unpacked-{secrets.token_hex(8)}"
-        zipfile.ZipFile(io.BytesIO(luggage["code"])).extractall(unpacked)
-        try:
+        zipfile.ZipFile(io.BytesIO(code)).extractall(unpacked)
+        with suppress(OSError):                       # another thread was faster
             unpacked.rename(package)
-        except OSError:
-            pass                                      # another thread was faster
     if not os.path.exists(os.path.join(os.path.dirname(job["checkpoint"]), "results.jsonl")):
         job = job | {"checkpoint": None}              # the folder is on another machine
     def wanted():
-        return getattr(dask.state.tasks.get(key), "state", "") == "executing"
-    return Workers(2, [str(package), *sys.path]).do(job, luggage["text"], wanted)
+        return (dask.status.name not in ("closing", "closed")
+                and getattr(dask.state.tasks.get(task), "state", "") == "executing")
+    return Workers(2, [str(package), *sys.path]).do(job, text, wanted)

@@ -2,10 +2,11 @@
 
 The command line, its help, the checks and the names in the results file are made from these fields.
 """
+import functools
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import NamedTuple
 
 from numpy import finfo
@@ -158,13 +159,16 @@ class Config:
 
     def key(self, digest):
         """12 hex digits that name the run: a hash of the corpus and of what is not a default."""
-        changed = {f.name: getattr(self, f.name) for f in fields(self)
-                   if getattr(self, f.name) != f.default}
-        text = json.dumps([KEY_VERSION, changed, digest], sort_keys=True)
+        special = {name: value for name, value in vars(self).items()
+                   if value != self.__dataclass_fields__[name].default}
+        text = json.dumps([KEY_VERSION, special, digest], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 FIELDS = {f.name: f for f in fields(Config)}
+CHOICES, RANGES = ({name: f.metadata[kind] for name, f in FIELDS.items() if f.metadata[kind]}
+                   for kind in ("choices", "range"))
+OWNERS = "model", "param", "optimizer", "matmul_format"
 # Options that do not go together: (whether a config has them, what to say of it).
 CONFLICTS = [
     (lambda c: c.warmup >= c.steps,
@@ -196,18 +200,32 @@ def spelled(value):
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def stranger(config, name):
-    """Whose value keeps the config from using a field, as "--param sp"; None if it is used."""
-    for owner, values in FIELDS[name].metadata["owner"].items():
-        if getattr(config, owner) not in values:
-            return f"{flag(owner)} {getattr(config, owner)}"
-    return None
+@functools.lru_cache(maxsize=None)
+def strangers(*owners):
+    """{field: the value of `OWNERS`, as "--param sp", that keeps a config from using it}."""
+    at, found = dict(zip(OWNERS, owners)), {}
+    for name, f in FIELDS.items():
+        for owner, values in f.metadata["owner"].items():
+            if at[owner] not in values:
+                found.setdefault(name, f"{flag(owner)} {at[owner]}")
+    return found
+
+
+def unused(config):
+    """The `strangers` of a config: its keys are the fields that the config does not use."""
+    return strangers(*(getattr(config, owner) for owner in OWNERS))
+
+
+def changed(config, values):
+    """The config with other values: `dataclasses.replace` would take large sweeps many seconds."""
+    other = object.__new__(Config)
+    vars(other).update(vars(config) | values)
+    return other
 
 
 def normalised(config):
     """The config with every field that it does not use at its default."""
-    return replace(config, **{name: f.default for name, f in FIELDS.items()
-                              if stranger(config, name)})
+    return changed(config, {name: FIELDS[name].default for name in unused(config)})
 
 
 def complete(config):
@@ -216,23 +234,23 @@ def complete(config):
     Errors: ValueError, one line, for a field that is out of range or not used by this config, and
     for fields that do not go together.
     """
-    for name, f in FIELDS.items():
-        value, choices = getattr(config, name), f.metadata["choices"]
-        if choices and value not in choices:
-            raise ValueError(f"{flag(name)} {value}: must be one of {', '.join(choices)}")
-    for name, f in FIELDS.items():
-        if getattr(config, name) != f.default and stranger(config, name):
-            raise ValueError(f"{flag(name)} {spelled(getattr(config, name))} means nothing to "
-                             f"{stranger(config, name)}: leave it out")
+    given, strange = vars(config), unused(config)
+    for name, choices in CHOICES.items():
+        if given[name] not in choices:
+            raise ValueError(f"{flag(name)} {given[name]}: must be one of {', '.join(choices)}")
+    for name, who in strange.items():
+        if given[name] != FIELDS[name].default:
+            raise ValueError(f"{flag(name)} {spelled(given[name])} means nothing to {who}: "
+                             "leave it out")
     unit = PARAMETRIZATIONS[config.param].base_free
     defaults = BASE | DEFAULTS[config.optimizer] | {"warmup": min(20, config.steps // 10)}
     defaults |= UNIT_DEFAULTS[config.optimizer] if unit else {}
-    c = replace(config, **{name: value for name, value in defaults.items()
-                           if getattr(config, name) is None and not stranger(config, name)})
-    for name, f in FIELDS.items():
-        value, allowed = getattr(c, name), f.metadata["range"]
+    c = changed(config, {name: value for name, value in defaults.items()
+                         if given[name] is None and name not in strange})
+    for name, allowed in RANGES.items():
+        value = getattr(c, name)
         values = value if isinstance(value, tuple) else (value,)
-        if allowed and value is not None and not all(map(allowed.holds, values)):
+        if value is not None and not all(map(allowed.holds, values)):
             raise ValueError(f"{flag(name)} {spelled(value)}: must be {allowed.words}")
     for conflict, message in CONFLICTS:
         if conflict(c):
@@ -267,7 +285,7 @@ def same_program(config):
         names["depth_rule"] = "none"
     if c.width == c.base_width and (c.model == "mlp" or c.head_dim == c.base_head_dim):
         names["param"] = "sp"
-    return replace(c, **names)
+    return changed(c, names) if names else c
 
 
 def restored(values):

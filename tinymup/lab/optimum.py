@@ -34,7 +34,8 @@ def curves(records):
     The runs of a group differ in size, lr and seed only.
     """
     configs = [record["config"] for record in records]
-    varying = [f for f in configs[0] if any(c[f] != configs[0][f] for c in configs)]
+    varying = [f for f, value in configs[0].items()
+               if [c[f] for c in configs].count(value) < len(configs)]
     size = next((f for f in SIZES if f in varying), "width")
     named = group_fields(configs, size, [f for f in varying if f not in (size, "lr", "seed")])
     table = {}
@@ -114,7 +115,7 @@ def movement(by_size):
 
 def of_seeds(points, seeds):
     """The points with the losses of these seeds only."""
-    return [point(p.lr, {seed: loss for seed, loss in p.by_seed.items() if seed in seeds})
+    return [point(p.lr, {seed: p.by_seed[seed] for seed in sorted(seeds) if seed in p.by_seed})
             for p in points]
 
 

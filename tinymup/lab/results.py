@@ -1,4 +1,5 @@
 """The results file: one line of JSON per finished run, which survives any interruption."""
+import gc
 import json
 import math
 import os
@@ -6,7 +7,7 @@ import re
 import zlib
 
 from .config import KEY_VERSION, restored
-from .terminal import say
+from .terminal import say, say_once
 
 MARK = b', "sum": "'   # begins the checksum that ends a line
 STALE = re.compile(r"\.?[0-9a-f]{12}(\.[0-9a-f]{16})?\.tmp")   # what a kill leaves of a checkpoint
@@ -20,7 +21,7 @@ class Results:
 
     def __init__(self, folder):
         self.path = folder / "results.jsonl"
-        self.kept, self.warned = [], False       # the lines that this process has appended
+        self.kept = []                           # the lines that this process has appended
         try:
             self.file = self.opened()
             for file in folder.iterdir():
@@ -51,19 +52,24 @@ class Results:
         return file
 
     def read(self):
-        """key → last record. Damaged lines are counted and left out: their runs are repeated."""
+        """key → last record, without its config. Runs of damaged lines are to be repeated."""
         records, damaged = {}, []
-        with open(self.path, "rb") as file:
-            for i, line in enumerate(file, 1):
-                record = parsed(line)
-                if record:
-                    records[record["key"]] = record
-                elif line.strip():
-                    damaged.append(i)
-        if damaged and not self.warned:
-            self.warned = True
-            say(f"{self.path}: {len(damaged)} damaged line{'s' * (len(damaged) > 1)}, the first is "
-                f"line {damaged[0]}; a run that only such a line tells of is trained again")
+        gc.disable()                             # it would search all records again and again
+        try:
+            with open(self.path, "rb") as file:
+                for i, line in enumerate(file, 1):
+                    record = parsed(line)
+                    if record:
+                        record.pop("config", None)   # who has the key has it; it fills memory
+                        records[record["key"]] = record
+                    elif line.strip():
+                        damaged.append(i)
+        finally:
+            gc.freeze()
+            gc.enable()
+        if damaged:
+            say_once(f"{self.path}: {len(damaged)} damaged line{'s' * (len(damaged) > 1)}, the "
+                     f"first is line {damaged[0]}; a run that only such a line has is repeated")
         return records
 
     def append(self, record):

@@ -12,7 +12,7 @@ from .. import optim
 from ..backend import generator, to_device, to_host, use, xp
 from ..network import initialize
 from . import checkpoint, data
-from .config import build, record_of, settings
+from .config import build, record_of, same_program, settings
 from .terminal import say, say_once, watched
 
 LOGS = 20                # points of a loss curve
@@ -108,8 +108,8 @@ def log(done, step, losses, peaks):
 
 def record(config, corpus, done):
     """What the results file holds of a run, as plain JSON."""
-    return {"key": done["key"], "status": done["status"],
-            "loss": done["loss"] if done["status"] == "done" else None,
+    return {"key": done["key"], "program": same_program(config).key(corpus.digest),
+            "status": done["status"], "loss": done["loss"] if done["status"] == "done" else None,
             "config": record_of(config), "corpus": corpus.digest, "curve": done["curve"],
             "largest_logits": done["largest_logits"], "seconds": done["seconds"],
             "tokens_per_second": speed(config, done), "versions": versions()}

@@ -1,5 +1,5 @@
 """Many runs: the grid, and workers side by side."""
-import functools
+import collections
 import itertools
 import math
 import platform
@@ -7,13 +7,13 @@ import queue
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import replace
 
 import numpy
 from tqdm import tqdm
 
+from . import plan
 from .cluster import Cluster
-from .config import MODELS, complete, flag, normalised, picked, spelled, stranger
+from .config import changed, complete, flag, normalised, same_program, spelled, unused
 from .results import finished
 from .terminal import say, watched
 from .worker import THREADS, Workers  # noqa: F401
@@ -25,35 +25,24 @@ def grid(base, axes):
     Where only some combinations use a field, the others run without it.
     Errors: ValueError for a field that none of them uses, and those of `complete`.
     """
-    combinations = [replace(base, **dict(zip(axes, values)))
+    combinations = [changed(base, dict(zip(axes, values)))
                     for values in itertools.product(*axes.values())]
+    not_used = list(map(unused, combinations))
     for name, values in axes.items():
-        strangers = [stranger(config, name) for config in combinations]
+        strangers = [fields.get(name) for fields in not_used]
         if None not in strangers:
             raise ValueError(f"{flag(name)} {spelled(values[0])} means nothing to "
                              f"{' and '.join(dict.fromkeys(strangers))}: leave it out")
     configs = dict.fromkeys(complete(normalised(config)) for config in combinations)
-    return sorted(configs, key=work, reverse=True)   # long runs last would leave workers idle
-
-
-def work(config):
-    """What the time of a run is proportional to: tokens × parameters."""
-    model = MODELS[config.model]
-    return (config.steps * config.batch * config.seq
-            * parameters(model, picked(model.Architecture, config)))
-
-
-@functools.lru_cache
-def parameters(model, architecture):
-    """The number of parameters of a network."""
-    return sum(math.prod(spec.shape) for spec in model.specs(architecture))
+    # Long runs last would leave workers idle.
+    return sorted(configs, key=lambda c: c.steps * plan.sizes(c)[1], reverse=True)
 
 
 class Local:
     """Runs on this machine, as many at a time as there are jobs."""
 
     def __init__(self, jobs):
-        self.workers, self.pool, self.slots = Workers(jobs), ThreadPoolExecutor(jobs), jobs
+        self.workers, self.pool, self.jobs = Workers(jobs), ThreadPoolExecutor(jobs), jobs
         self.window = 2 * jobs            # a worker finds its next run without waiting for the disk
 
     def submit(self, config, key, checkpoint, resume):
@@ -63,6 +52,10 @@ class Local:
     def record(self, future, config, key):
         """The record of a future that has ended."""
         return future.result()
+
+    def running(self, keys):
+        """How many of the runs that are not finished have started."""
+        return min(self.jobs, len(keys))
 
     def stop(self):
         """Ends all runs."""
@@ -80,61 +73,60 @@ class Sweep:
     Only the thread that calls `train` writes the results file.
     """
 
-    def __init__(self, todo, keys, results, shown):
-        self.todo, self.keys, self.results, self.shown = todo, keys, results, shown
-        self.records, self.running, self.warned = {}, {}, set()
+    def __init__(self, todo, results, shown):
+        self.todo, self.results, self.shown = todo, results, shown    # todo: key → config
+        self.waiting, self.running = collections.deque(todo), {}      # keys; future → key
+        self.records, self.warned = {}, set()
         self.counts = dict.fromkeys(("done", "diverged", "failed"), 0)
         self.start = self.told = time.monotonic()
         self.bar = tqdm(total=len(todo), unit="run", disable=not (shown and watched()))
 
     def train(self, executor, resume):
         """Keeps the executor busy until all is done. Whatever happens, finished runs are kept."""
-        waiting, ended = iter(self.todo), queue.SimpleQueue()
+        ended = queue.SimpleQueue()
         try:
-            while True:
-                for config in itertools.islice(waiting, executor.window - len(self.running)):
-                    key = self.keys[config]
-                    checkpoint = str(self.results.path.parent / f"{key}.npz")
-                    future = executor.submit(config, key, checkpoint, resume)
-                    self.running[future] = config
+            while self.waiting or self.running:
+                while self.waiting and len(self.running) < executor.window:
+                    key = self.waiting.popleft()
+                    checkpoint = str(self.results.path.with_name(f"{key}.npz"))
+                    future = executor.submit(self.todo[key], key, checkpoint, resume)
+                    self.running[future] = key
                     future.add_done_callback(ended.put)
-                if not self.running:
-                    return
                 self.keep(ended.get(), executor)
         except BaseException as error:
             try:
-                self.rescue(executor)
+                for future in [f for f in self.running if f.done()]:
+                    with suppress(ValueError):
+                        self.keep(future, executor)
             finally:
                 executor.stop()
             if isinstance(error, RuntimeError) and "thread" in str(error):   # none can be started
                 raise ValueError(f"{error}: choose fewer --jobs; finished runs are kept") from None
             raise
 
-    def rescue(self, executor):
-        """Writes the records of runs that have ended and wait for it."""
-        for future in [f for f in self.running if f.done()]:
-            with suppress(ValueError):
-                self.keep(future, executor)
-
     def keep(self, future, executor):
         """Writes the record of a run that has ended. Then its checkpoint is no longer needed."""
-        config = self.running[future]
-        record = executor.record(future, config, self.keys[config])
+        key = self.running[future]
+        record = executor.record(future, self.todo[key], key)
+        if record is None:
+            self.waiting.appendleft(key)
+            del self.running[future]
+            return
         warnings = record.pop("warnings", [])
         self.results.append(record)
-        self.records[record["key"]] = record
+        self.records[key] = record
         del self.running[future]
         if finished(record):
             with suppress(OSError):
-                (self.results.path.parent / f"{record['key']}.npz").unlink(missing_ok=True)
+                self.results.path.with_name(f"{key}.npz").unlink(missing_ok=True)
         self.counts[record["status"]] += 1
-        self.tell(described(config, record))
+        self.tell(described(self.todo[key], record))
         for warning in [*warnings, *differences(record)]:
             kind = warning.split(":")[1]
             if kind not in self.warned:
                 self.warned.add(kind)
                 self.tell(warning)
-        self.show(min(executor.slots, len(self.running)))
+        self.show(executor.running(self.running.values()))
 
     def tell(self, text):
         """A line above the progress bar."""
@@ -159,30 +151,43 @@ class Sweep:
 def differences(record):
     """A warning for each version of the run that is not that of this process."""
     here = {"python": platform.python_version(), "numpy": numpy.__version__}
-    there = record.get("versions", {})
+    there = here | record.get("versions", {})
     return [f"warning: a run used another {name}: {there[name]}, not {version}: its bits may "
-            "differ (record: versions)" for name, version in here.items()
-            if there.get(name, version) != version]
+            "differ (record: versions)" for name, version in here.items() if there[name] != version]
 
 
 def run_all(configs, corpus, results, jobs=1, resume=False, progress=True, cluster=None):
     """Trains the runs that results lacks and returns the records of configs, in their order.
 
+    Runs that are the same program are trained once; the others get its record under their key.
     cluster: the address of a Dask scheduler, or its file, instead of jobs on this machine.
     """
-    keys = {config: config.key(corpus.digest) for config in configs}
+    wanted = {config.key(corpus.digest): config for config in configs}
+    programs = {key: same_program(config).key(corpus.digest) for key, config in wanted.items()}
     records = results.read()
-    todo = [config for config in configs if not finished(records.get(keys[config]))]
-    if progress and len(todo) < len(configs):
-        say(f"{len(configs) - len(todo)} of {len(configs)} runs are in {results.path} already")
+    known = {r.get("program", key): r for key, r in records.items() if finished(r)}
+    missing = [key for key in wanted if not finished(records.get(key))]
+    first = {programs[key]: key for key in reversed(missing)}      # of the keys of a program
+    todo = {key: wanted[key] for key in missing
+            if key == first[programs[key]] and programs[key] not in known}
     if todo:
-        executor = Cluster(cluster, corpus) if cluster else Local(jobs)
-        sweep = Sweep(todo, keys, results, progress)
+        executor = Cluster(cluster, corpus, configs[0].device == "gpu") if cluster else Local(jobs)
+        sweep = Sweep(todo, results, progress)
         with closing(executor), sweep.bar:
+            if progress:
+                say(plan.announcement(len(wanted), len(wanted) - len(missing),
+                                      list(todo.values()), corpus, None if cluster else jobs))
             sweep.train(executor, resume)
         records |= sweep.records
+        known |= {programs[key]: record for key, record in sweep.records.items()}
+    elif progress:
+        say(f"all {len(wanted)} runs are in {results.path} already")
+    for key in missing:
+        if key not in todo:
+            records[key] = known[programs[key]] | {"key": key, "config": dict(vars(wanted[key]))}
+            results.append(records[key])
     # The config that was asked for: a record must not say of itself which run it is.
-    return [records[keys[config]] | {"config": dict(vars(config))} for config in configs]
+    return [records[key] | {"config": vars(config)} for key, config in wanted.items()]
 
 
 def described(config, record):
