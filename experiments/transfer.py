@@ -15,7 +15,7 @@ for pinned in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):   # they make OpenBLAS 
     os.environ.pop(pinned, None)
 
 from tinymup.lab import data, optimum, plot, run, sweep  # noqa: E402
-from tinymup.lab.config import FIELDS, stranger  # noqa: E402
+from tinymup.lab.config import FIELDS, unused  # noqa: E402
 from tinymup.lab.results import Results, finished  # noqa: E402
 
 RESULTS, FIGURES = ROOT / "experiments/results", ROOT / "experiments/figures"
@@ -82,7 +82,7 @@ def train(name, grids, jobs, program=None):
     first = configs[0]
     varying = sorted(f for f in FIELDS if f in ALWAYS
                      or any(getattr(c, f) != getattr(first, f) for c in configs))
-    used = [f for f in FIELDS if f not in varying and any(not stranger(c, f) for c in configs)]
+    used = [f for f in FIELDS if f not in varying and any(f not in unused(c) for c in configs)]
     fixed = ", ".join(f"{f} {getattr(first, f)}" for f in used)
     rows = [([getattr(config, f) for f in varying], record)
             for config, record in zip(configs, records)]
