@@ -5,13 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import train
 from tinymup.lab import cluster, data, sweep
+from tinymup.lab.config import Config, complete
 
 distributed = pytest.importorskip("distributed")
 
@@ -260,3 +263,15 @@ def test_code_and_text_travel_once_and_not_with_each_run(two, monkeypatch):
     assert isinstance(function, distributed.Future)
     assert len(json.dumps(job)) < 3000 < len(corpus.train)
     executor.close()
+
+
+def test_a_run_whose_workers_always_die_before_it_starts_fails_in_the_end():
+    class KilledWorker(Exception):
+        pass
+    executor = object.__new__(cluster.Cluster)
+    executor.client, executor.starts, executor.given_up = (
+        SimpleNamespace(status="running"), Counter(), Counter())
+    future = SimpleNamespace(cancelled=lambda: False, exception=KilledWorker)
+    records = [executor.record(future, complete(Config()), "key") for _ in range(11)]
+    assert records[:10] == [None] * 10 and records[10]["status"] == "failed"
+    assert records[10]["reason"] == "workers died 11 times before this run started"

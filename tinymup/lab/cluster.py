@@ -21,6 +21,7 @@ from .worker import Workers, failed
 
 TIMEOUT = 30            # seconds to reach the scheduler
 DEATHS = 3              # of workers that did a run, until it has failed
+REPEATS = 10            # of a run that Dask gave up before it started, until it has failed
 
 
 class Cluster:
@@ -47,7 +48,7 @@ class Cluster:
         for name in (__name__, Workers.__module__):   # the workers cannot import us yet
             cloudpickle.register_pickle_by_value(sys.modules[name])
         topic = f"tinymup-{secrets.token_hex(8)}"
-        self.starts = Counter()                       # of each run, which the workers tell
+        self.starts, self.given_up = Counter(), Counter()   # of each run; workers tell its starts
         self.client.subscribe_topic(topic, lambda event: self.starts.update([event[1]]))
         self.address, self.split = address, [len(corpus.train), len(corpus.held_out)]
         text = corpus.train.tobytes() + corpus.held_out.tobytes()
@@ -80,9 +81,12 @@ class Cluster:
             return future.result()
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         if type(error).__name__ == "KilledWorker":
-            if self.starts[key] < DEATHS:     # also tasks that had not started are given up
+            self.given_up[key] += 1           # also without a start, when its worker died
+            if self.starts[key] < DEATHS and self.given_up[key] <= REPEATS:
                 return None
-            reason = f"{self.starts[key]} workers died while they did this run"
+            reason = (f"{self.starts[key]} workers died while they did this run"
+                      if self.starts[key] >= DEATHS else
+                      f"workers died {self.given_up[key]} times before this run started")
         return failed({"key": key, "config": dict(vars(config))}, reason)
 
     def running(self, keys):
