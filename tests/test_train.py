@@ -447,6 +447,25 @@ def test_ctrl_c_during_the_imports_is_one_line(arguments, tmp_path):
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "\ninterrupted\n")
 
 
+@pytest.mark.parametrize("error, said", [
+    ("MemoryError", "MemoryError"), ("OSError(24, 'Too many open files')", "Too many open files"),
+    ("ImportError('long\\n\\nfailed to map segment\\n')", "failed to map segment")])
+def test_an_import_without_memory_or_files_is_one_line(error, said, tmp_path):
+    (tmp_path / "numpy.py").write_text(f"raise {error}")
+    ended = program("train.py", "--help", env=os.environ | {"PYTHONPATH": str(tmp_path)},
+                    stdout=subprocess.PIPE)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("train.py: cannot start: ") and said in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_an_error_of_the_program_itself_while_it_is_imported_keeps_its_traceback(tmp_path):
+    (tmp_path / "numpy.py").write_text("1 / 0")
+    ended = program("train.py", "--help", env=os.environ | {"PYTHONPATH": str(tmp_path)},
+                    stdout=subprocess.PIPE)
+    assert ended.returncode == 1 and "ZeroDivisionError" in ended.stderr
+
+
 def test_an_odd_name_of_a_backend_for_plots_does_no_harm():
     for name in ("foo", "TkAgg", ""):
         ended = program("train.py", "--explain", env=os.environ | {"MPLBACKEND": name},

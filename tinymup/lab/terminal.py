@@ -42,11 +42,22 @@ def start():
     os.close(stream)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, quit)
+    sys.excepthook = cannot_start
+
+
+def cannot_start(kind, error, trace):
+    """Ends the process with one line if an import fails for lack of memory, files or a package."""
+    if not issubclass(kind, (MemoryError, ImportError, OSError)):
+        return sys.__excepthook__(kind, error, trace)
+    reason = [line.strip() for line in str(error).splitlines() if line.strip()] or [kind.__name__]
+    say(f"{os.path.basename(sys.argv[0])}: cannot start: {reason[-1]}")
+    os._exit(2)
 
 
 @contextmanager
 def program(name, interrupted):
     """A context in which an error or Ctrl-C ends the program, with one line and a status."""
+    sys.excepthook = sys.__excepthook__
     if signal.getsignal(signal.SIGINT) is quit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
