@@ -108,9 +108,9 @@ def checkpoints(t, how):
 
 
 def disk_full(t):
-    """A full disk: a tmpfs with a few free pages."""
+    """A full disk: a tmpfs with a few free pages. Once it is cleared, all checkpoints fit."""
     t.out.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "faults", t.out], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "faults", t.out], check=True)
     t.atend.append(lambda: subprocess.run(["umount", t.out], check=True))
     filler = t.out / "filler"
     with suppress(OSError), open(filler, "wb", 0) as file:

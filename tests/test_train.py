@@ -466,6 +466,16 @@ def test_an_error_of_the_program_itself_while_it_is_imported_keeps_its_traceback
     assert ended.returncode == 1 and "ZeroDivisionError" in ended.stderr
 
 
+def test_a_run_imports_nothing_of_numpy_once_it_has_begun(tmp_path):
+    words = ["--model", "mlp", "--width", "8", "--steps", "2", "--warmup", "1", "--lr", "2^-8",
+             "2^-7", "--no-plot", "--data", __file__, "--out", str(tmp_path)]
+    code = ("import sys, train; before = set(sys.modules); train.main(sys.argv[1:]); "
+            "print('late:', sorted(n for n in set(sys.modules) - before if 'numpy' in n))")
+    ended = program("-c", code, *words, stdout=subprocess.PIPE)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "late: []"
+
+
 def test_an_odd_name_of_a_backend_for_plots_does_no_harm():
     for name in ("foo", "TkAgg", ""):
         ended = program("train.py", "--explain", env=os.environ | {"MPLBACKEND": name},

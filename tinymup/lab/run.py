@@ -6,6 +6,7 @@ import sys
 import time
 
 import numpy
+import numpy.random  # noqa: F401 (numpy itself loads it late, when memory may be short)
 from tqdm import tqdm
 
 from .. import optim
