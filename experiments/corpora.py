@@ -48,6 +48,8 @@ if __name__ == "__main__":
         found = optimum.curves(transfer.read(file.stem))[1]
         print(f"== {name}\n{report(found)}\n")
         panels |= {f"{name}, {param}": found[param] for param in ("sp", "mup")}
+    if not panels:
+        transfer.refuse("results/corpora_*.csv are missing: name a text as NAME=PATHS first")
     figure, axes = plot.panels(len(panels), columns=2)
     plot.draw_losses(axes, "width", panels)
     plot.save(figure, transfer.FIGURES / "corpora.png",

@@ -24,7 +24,7 @@ from tinymup.backend import to_device, to_host
 from tinymup.lab import data, run
 from tinymup.lab.config import Config, complete
 from tinymup.lab.coord_check import TOLERANCE, sizes
-from tinymup.lab.plot import plt
+from tinymup.lab.plot import plt, save
 
 EXPECTED, NAMES = {"ntk": -0.5, "mup": 0.0}, {"ntk": "NTK", "mup": "μP"}
 SEEDS, AFTER, LESS = [0, 1, 2], [1, 10, 100], 1 / 16
@@ -120,8 +120,7 @@ def report(rows):
 
 def draw(rows):
     """A panel per network: the change of the features against width, with reference slopes."""
-    figure, axes = plt.subplots(1, len(NETWORKS), figsize=(9.6, 5.2), sharex=True, sharey=True,
-                                layout="constrained")
+    figure, axes = plt.subplots(1, len(NETWORKS), figsize=(9.6, 5.2), sharex=True, sharey=True)
     widths = sorted({int(row["width"]) for row in rows})
     for ax, network in zip(axes, NETWORKS):
         for (label, param, step), by_width in table(rows, "features").items():
@@ -141,13 +140,10 @@ def draw(rows):
         ax.set_xscale("log", base=2)
         ax.set_yscale("log", base=2)
         ax.set_xticks(widths, list(map(str, widths)))
-        ax.grid(alpha=0.3)
         ax.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     axes[0].set_ylabel("RMS change of the last hidden features,\nrelative to the start")
-    figure.suptitle(f"Mean and range of {len(SEEDS)} seeds; grey: slope −½ (NTK) and 0 (μP)",
-                    fontsize=10)
-    figure.savefig(FIGURES / "feature_learning.png", dpi=90)
-    plt.close(figure)
+    save(figure, FIGURES / "feature_learning.png",
+         f"Mean and range of {len(SEEDS)} seeds; grey: slope −½ (NTK) and 0 (μP)")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 import math
 
 import transfer  # first: it sets the path
-from tinymup.lab.plot import plt
+from tinymup.lab.plot import plt, save
 
 NAME, ENOUGH, ONE_SCALE = "low_precision", 0.02, 16              # nats; log2
 FORMATS, ROUNDED = ["float", "bf16", "fp16", "fp8"], ["noncritical", "all"]
@@ -83,7 +83,7 @@ def present(losses):
 
 def report(losses):
     """Gaps without a loss scale; in FP8 with each; the verdicts. ? marks the edge of a grid."""
-    lines = [f"{'':25}{'float32':>8}{'log2 lr*':>9}" + "".join(f"{f:>8}" for f in FORMATS[1:])
+    lines = [f"{'':29}{'float32':>8}{'log2 lr*':>9}" + "".join(f"{f:>8}" for f in FORMATS[1:])
              + "   fp8 at its own best lr"]
     for setting in present(losses):
         for param in families(setting):
@@ -91,7 +91,7 @@ def report(losses):
             best, exact, fp8 = best_lr(cells), at_scale(cells, "float"), at_scale(cells, "fp8")
             own = min(fp8, key=fp8.get)
             lines.append(
-                f"{words(setting):18}{name(param, setting):7}{exact[best]:>8.3f}{best:>8g}"
+                f"{words(setting):22}{name(param, setting):7}{exact[best]:>8.3f}{best:>8g}"
                 + ("?" if best in (min(exact), max(exact)) else " ")
                 + "".join(f"{gaps(cells, f)[0]:>+8.3f}" if 0 in gaps(cells, f) else f"{'':8}"
                           for f in FORMATS[1:])
@@ -102,14 +102,14 @@ def report(losses):
 def scale_lines(losses):
     """A row of gaps per setting, rounding and family, and the octaves that are good enough."""
     scales = range(-8, 25, 4)
-    yield f"{'gap in fp8 at loss scale':36}" + "".join(f"{f'2^{s}':>7}" for s in scales) + (
+    yield f"{'gap in fp8 at loss scale':40}" + "".join(f"{f'2^{s}':>7}" for s in scales) + (
         f"   octaves within {ENOUGH}")
     for setting in present(losses):
         for rounded in ROUNDED:
             for param in families(setting):
                 gap = gaps(losses[setting, param], rounded=rounded)
                 if len(gap) > 1:
-                    yield (f"{words(setting):18}{rounded:12}{name(param, setting):6}"
+                    yield (f"{words(setting):22}{rounded:12}{name(param, setting):6}"
                            + "".join(f"{gap[s]:>+7.3f}" if s in gap else f"{'':7}" for s in scales)
                            + f"   {octaves(gap)}")
 
@@ -132,13 +132,15 @@ def verdicts(losses):
 def draw(losses):
     """Gap against loss scale: a row per rounding, a column per setting."""
     settings = present(losses)
-    size = max(6.5, 0.9 + 2.5 * len(settings)), 5.6
-    figure, axes = plt.subplots(2, len(settings), figsize=size, sharex=True, sharey=True,
-                                squeeze=False, layout="constrained")
+    rows = [rounded for rounded in ROUNDED
+            if any(gaps(cells, rounded=rounded) for cells in losses.values())]
+    size = max(6.5, 0.9 + 2.5 * len(settings)), 0.6 + 2.5 * len(rows)
+    figure, axes = plt.subplots(len(rows), len(settings), figsize=size, sharex=True, sharey=True,
+                                squeeze=False)
     finite = [gap for cells in losses.values() for rounded in ROUNDED
               for gap in gaps(cells, rounded=rounded).values() if gap < math.inf]
     top = max(finite) * 1.3
-    for row, rounded in zip(axes, ROUNDED):
+    for row, rounded in zip(axes, rows):
         for ax, setting in zip(row, settings):
             for param in families(setting):
                 gap = gaps(losses[setting, param], rounded=rounded)
@@ -150,7 +152,6 @@ def draw(losses):
             ax.axhspan(-ENOUGH, ENOUGH, color="gray", alpha=0.2, linewidth=0)
             ax.set_title(f"{words(setting)}\n{rounded}", fontsize=9)
             ax.set_yscale("symlog", linthresh=ENOUGH, linscale=0.7)
-            ax.grid(alpha=0.3)
     ticks = [-0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
     axes[0][0].set_yticks(ticks, [f"{t:g}" for t in ticks])
     axes[0][0].minorticks_off()
@@ -161,7 +162,6 @@ def draw(losses):
     for ax in axes[0][:2]:
         ax.legend(fontsize=8)
     figure.supylabel("loss in FP8 − loss in float32, nats per byte", fontsize=9)
-    figure.suptitle("FP8 (simulated) against the loss scale, one seed\n"
-                    "grey: within 0.02 nats of float32; ×: diverged", fontsize=10)
-    figure.savefig(transfer.FIGURES / f"{NAME}.png", dpi=90)
-    plt.close(figure)
+    save(figure, transfer.FIGURES / f"{NAME}.png",
+         "FP8 (simulated) against the loss scale, one seed\n"
+         "grey: within 0.02 nats of float32; ×: diverged")

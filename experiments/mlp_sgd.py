@@ -43,7 +43,7 @@ def carried(groups):
     """{rule: {width: loss}}: the lr tuned at the smallest width under μP, used at every width."""
     at = {param: {width: {p.lr: p.loss for p in points} for width, points in by_width.items()}
           for param, by_width in groups.items()}
-    best = min((p for p in groups["mup"][SMALL] if p.loss is not None), key=lambda p: p.loss).lr
+    best = transfer.best_point(groups["mup"][SMALL]).lr
     used = {"SP": ("sp", lambda width: best), "SP·1/width": ("sp", lambda w: best * SMALL / w),
             "μP": ("mup", lambda width: best)}
     return best, {rule: {width: losses.get(lr_of(width), math.nan)

@@ -31,8 +31,8 @@ from tinymup.lab import optimum, plot
 from tinymup.lab.config import Config, build, complete
 
 LRS = [2.0**e for e in range(-7, -2)]
-# LARGE: around the predicted optimum of the largest width, lr and seeds.
-WIDTHS, SEEDS, LARGE = [64, 128, 256, 512], [0, 1, 2], (1024, [2.0**e for e in range(-7, -4)])
+# LARGE: the largest width, and learning rates around its predicted optimum.
+WIDTHS, SEEDS, LARGE = [64, 128, 256, 512], [0, 1, 2], (1024, [2.0**e for e in range(-7, -3)])
 OTHER_SCALES, OTHER_WIDTHS = ["keller", "moonlight", "none"], [64, 128, 512]
 SAME = 1e-4   # of losses after 300 steps: 1.2e-6 was seen at width 64 and lr 2^-5, in float32
 TITLE = "Muon on the hidden matrices, 300 steps; mean and range of seeds"

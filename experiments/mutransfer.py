@@ -27,7 +27,7 @@ import transfer  # first of ours: it sets the path
 from tinymup.lab import optimum
 from tinymup.lab.config import Config, complete
 from tinymup.lab.plan import sizes
-from tinymup.lab.plot import plt
+from tinymup.lab.plot import BLUE, ORANGE, plt, save
 
 SMALL, LARGE, TRIALS, SEEDS = 64, 1024, 13, [0, 1, 2]
 FACTORS = np.arange(-4, 5) / 2                   # log2 of a multiplier: 2^-2 … 2^2, half octaves
@@ -36,6 +36,7 @@ PRIORS = {"mup": {"lr": np.arange(-24, -7) / 2,  # 2^-12 … 2^-4: the best lr o
                   "embed_mult": FACTORS},
           "umup": {"lr": np.arange(-8, 9) / 2, "alpha_attn": FACTORS, "alpha_ffn": FACTORS,
                    "alpha_res": FACTORS, "alpha_res_ratio": FACTORS, "alpha_loss": FACTORS}}
+FIELDS = dict.fromkeys(field for prior in PRIORS.values() for field in prior)
 RULES = {"SP default": "sp", "SP": "sp", "SP·1/width": "sp", "direct": "sp", "μP": "mup",
          "u-μP": "umup"}
 ENOUGH = 0.05                                    # nats above the oracle that refute the claim
@@ -94,7 +95,7 @@ def losses_at(records, param, width, lr):
 def best_lr(records, param, width):
     """The learning rate of the grid with the lowest mean loss."""
     by_width = optimum.curves([r for r in records if r["config"]["param"] == param])[1][param]
-    return min((p for p in by_width[width] if p.loss is not None), key=lambda p: p.loss).lr
+    return transfer.best_point(by_width[width]).lr
 
 
 def rows(searched, trained, grid):
@@ -107,11 +108,9 @@ def rows(searched, trained, grid):
         found = {}
         for seed in SEEDS:
             setting = target(rule, seed, searched)
-            found[seed], = [r["loss"] for r in trained if r["config"]["seed"] == seed
-                            and r["config"]["param"] == param
-                            and all(r["config"][f] == v for f, v in setting.items())
-                            and all(r["config"][f] == 1 for f in PRIORS[param]
-                                    if f not in setting)]
+            wanted = dict.fromkeys(FIELDS, 1.0) | setting | {"param": param, "seed": seed}
+            found[seed], = [r["loss"] for r in trained
+                            if all(r["config"][f] == value for f, value in wanted.items())]
         table.append((rule, 0 if rule in ("SP default", "direct") else TRIALS, 1, found))
     small = best_lr(grid, "mup", SMALL)
     for rule, param, lr in (("SP, lr alone", "sp", small), ("μP, lr alone", "mup", small),
@@ -136,13 +135,13 @@ def report(table, minutes):
              f"one core; at width {SMALL}: {100 * share:.2f} % of the FLOPs, "
              f"{minutes[SMALL]:.2f} minutes",
              f"{'rule':22}{'runs at 64':>11}{'at 1024':>8}{'cost, runs':>11}{'loss':>8}"
-             f"{'range of seeds':>18}{'above oracle':>14}"]
+             f"{'range of seeds':>30}{'above oracle':>14}"]
     for rule, small, large, losses in table:
         known = [loss for loss in losses.values() if loss is not None]
         spread = f"{min(known):.3f} to {max(known):.3f}" if known else "none"
         spread += f", {len(losses) - len(known)} diverged" * (len(known) < len(losses))
         lines.append(f"{rule:22}{small:>11}{large:>8}{large + small * share:>11.2f}"
-                     f"{mean(losses):>8.3f}{spread:>18}{mean(losses) - oracle:>+14.3f}")
+                     f"{mean(losses):>8.3f}{spread:>30}{mean(losses) - oracle:>+14.3f}")
     found = {rule: mean(losses) for rule, *_, losses in table}
     against = [f"μP is {found['μP'] - oracle:.3f} above the oracle"] * (
         found["μP"] - oracle > ENOUGH)
@@ -161,26 +160,23 @@ def minutes_of(*tables):
 def draw(table):
     """A row per rule: a dot per seed, a bar at the mean, the cost at the right."""
     share = flops(SMALL) / flops(LARGE)
-    figure, ax = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    figure, ax = plt.subplots(figsize=(7.5, 4.2))
     worst = max(loss for *_, losses in table for loss in losses.values() if loss is not None)
     for y, (rule, small, large, losses) in enumerate(reversed(table)):
         known = [loss for loss in losses.values() if loss is not None]
-        ax.plot(known, [y] * len(known), "o", color="#0072B2", alpha=0.6, markersize=6)
+        ax.plot(known, [y] * len(known), "o", color=BLUE, alpha=0.6, markersize=6)
         ax.plot([worst] * (len(losses) - len(known)), [y] * (len(losses) - len(known)), "x",
-                color="#D55E00", markersize=8)
+                color=ORANGE, markersize=8)
         if known:
             ax.plot(statistics.mean(known), y, "|", color="black", markersize=16)
         ax.text(1.01, y, f"{large + small * share:.2f}", transform=ax.get_yaxis_transform(),
                 va="center", fontsize=9)
-    ax.text(1.01, len(table), "cost, runs", transform=ax.get_yaxis_transform(), va="center",
-            fontsize=9)
+    ax.text(1.01, -1, "cost, runs", transform=ax.get_yaxis_transform(), va="center", fontsize=9)
     ax.set_yticks(range(len(table)), [rule for rule, *_ in reversed(table)], fontsize=9)
     ax.set_xlabel(f"held-out loss at width {LARGE}, nats per byte")
-    ax.set_title(f"Tuned at width {SMALL} and trained once at width {LARGE}: "
-                 f"{len(SEEDS)} seeds, bar: mean, ×: diverged", fontsize=10)
-    ax.grid(alpha=0.3)
-    figure.savefig(transfer.FIGURES / "mutransfer.png", dpi=100)
-    plt.close(figure)
+    save(figure, transfer.FIGURES / "mutransfer.png",
+         f"Tuned at width {SMALL} and trained once at width {LARGE}\n"
+         f"{len(SEEDS)} seeds, bar: mean, ×: diverged")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import statistics
 import mutransfer
 import transfer
 from tinymup.lab.config import Config
-from tinymup.lab.plot import plt
+from tinymup.lab.plot import plt, save
 
 SMALL, LARGE, COUNTS, ENOUGH = mutransfer.SMALL, 512, [8, 16, 32], 0.9
 NOTHING = math.log(256)   # nats per byte of a uniform guess
@@ -109,8 +109,7 @@ def report(table):
 
 def draw(table):
     """A panel per rule: loss at 64 against loss at 512. What learned nothing stands at the edge."""
-    figure, axes = plt.subplots(1, len(RULES), figsize=(13, 3.9), sharex=True, sharey=True,
-                                layout="constrained")
+    figure, axes = plt.subplots(1, len(RULES), figsize=(13, 3.9), sharex=True, sharey=True)
     losses = [loss for rows in table.values() for row in rows for loss in row[1:]]
     edge = max(loss for loss in losses if loss < NOTHING) + 0.1
     for ax, (rule, rows) in zip(axes, table.items()):
@@ -125,13 +124,11 @@ def draw(table):
         _, x, y = zip(*rows)
         ax.set_title(f"{rule}: ρ = {spearman(x, y):.2f}", fontsize=11)
         ax.set_xlabel(f"loss at width {SMALL}, nats per byte")
-        ax.grid(alpha=0.3)
     axes[0].set_ylabel(f"loss at width {LARGE}, nats per byte")
     figure.colorbar(points, ax=axes, label="log2 lr / default", shrink=0.9)
-    figure.suptitle(f"{len(table['μP'])} random settings, held-out loss; X at the edge: diverged, "
-                    "or above a uniform guess; dashed: equal loss", fontsize=10)
-    figure.savefig(transfer.FIGURES / "rank_transfer.png", dpi=90)
-    plt.close(figure)
+    save(figure, transfer.FIGURES / "rank_transfer.png",
+         f"{len(table['μP'])} random settings, held-out loss; X at the edge: diverged, "
+         "or above a uniform guess; dashed: equal loss")
 
 
 if __name__ == "__main__":

@@ -92,6 +92,12 @@ def train(name, grids, jobs, program=None):
             f"{record['seconds']:.1f}"] for values, record in rows])
 
 
+def refuse(text):
+    """Ends the program with one line and exit status 2."""
+    print(text, file=sys.stderr)
+    sys.exit(2)
+
+
 def digits(loss):
     """A loss with five decimals; empty for None."""
     return "" if loss is None else f"{loss:.5f}"
@@ -107,7 +113,9 @@ def write(name, about, columns, rows):
 
 
 def rows_of(name):
-    """The rows of results/NAME.csv as dicts of strings."""
+    """The rows of results/NAME.csv as dicts of strings. Errors: exits if there is no such file."""
+    if not (RESULTS / f"{name}.csv").exists():
+        refuse(f"results/{name}.csv is missing: run {name}.py without --redraw first")
     with open(RESULTS / f"{name}.csv") as file:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
@@ -123,6 +131,11 @@ def typed(name, text):
     """The value of a field of the config from its text in a CSV. An empty cell is None."""
     kind = FIELDS[name].metadata["kind"]
     return None if text == "" else kind(text) if kind in (int, float) else text
+
+
+def best_point(points):
+    """The point of a curve with the lowest loss."""
+    return min((p for p in points if p.loss is not None), key=lambda p: p.loss)
 
 
 def show(name, title, records):

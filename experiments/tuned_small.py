@@ -8,7 +8,7 @@ grid. The lr is a point of the grid, not the vertex of a parabola, because it ha
 import math
 
 import umup_transfer  # first: it sets the path
-from transfer import FIGURES, RESULTS, read
+from transfer import FIGURES, RESULTS, best_point, read
 from tinymup.lab.optimum import curves
 from tinymup.lab.plot import BLACK, BLUE, ORANGE, PURPLE, SKY, legend, plt, save
 
@@ -36,15 +36,10 @@ def groups():
             if (by_width := found["SP" if name == PER_WIDTH else name])}
 
 
-def best(points):
-    """The point of a grid with the lowest loss."""
-    return min((p for p in points if p.loss is not None), key=lambda p: p.loss)
-
-
 def tuned(name, by_width):
     """(lr tuned at the smallest width, {width: Point at the rule's lr there, None without one})."""
     base = min(by_width)
-    lr = best(by_width[base]).lr
+    lr = best_point(by_width[base]).lr
     return lr, {width: next((p for p in points if p.loss is not None and p.lr == (
         lr * base / width if name == PER_WIDTH else lr)), None)
         for width, points in by_width.items()}
@@ -57,7 +52,7 @@ def table(found):
              f"{'':17}{'log2 lr':>8}" + "".join(f"{width:>24}" for width in widths)]
     for name in found:
         lr, used = tuned(name, found[name])
-        oracle = {width: best(points) for width, points in found[name].items()}
+        oracle = {width: best_point(points) for width, points in found[name].items()}
         for label, row in [(name, used)] + [("  its oracle", oracle)] * (name != PER_WIDTH):
             cells = ["" if w not in row else "no run" if row[w] is None else
                      f"{row[w].loss:.3f} ({row[w].low:.3f}–{row[w].high:.3f}, {row[w].seeds})"
@@ -80,8 +75,8 @@ def draw():
                         [p.high for p in points.values()], color=color, alpha=0.2, linewidth=0)
         ends[name] = max(points), points[max(points)].loss
         if name != PER_WIDTH:
-            ax.plot(list(found[name]), [best(points).loss for points in found[name].values()], ":",
-                    color=color, linewidth=1, zorder=4)
+            oracle = [best_point(points).loss for points in found[name].values()]
+            ax.plot(list(found[name]), oracle, ":", color=color, linewidth=1, zorder=4)
     base, *_, last = widths = sorted({w for by_width in found.values() for w in by_width})
     ax.set_xscale("log", base=2)
     ax.set_xticks(widths, list(map(str, widths)))

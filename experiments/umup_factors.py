@@ -23,7 +23,7 @@ import transfer  # first: it sets the path
 from tinymup import optim, ops
 from tinymup.lab import data, optimum, run, sweep
 from tinymup.lab.config import Config, build, complete, settings
-from tinymup.lab.plot import plt
+from tinymup.lab.plot import plt, save
 from tinymup.lab.results import Results
 from tinymup.network import initialize
 
@@ -141,14 +141,9 @@ def curves():
             for key, by_lr in losses.items()}
 
 
-def best(points):
-    """The `Point` with the lowest mean loss."""
-    return min((p for p in points if p.loss is not None), key=lambda p: p.loss)
-
-
 def part(found, variant, width):
     """The part of the gap between u-μP and μP that a variant closes, each at its best lr."""
-    own, umup, mup = (best(found[v, width]).loss for v in (variant, "umup", "mup"))
+    own, umup, mup = (transfer.best_point(found[v, width]).loss for v in (variant, "umup", "mup"))
     return (umup - own) / (umup - mup)
 
 
@@ -157,11 +152,12 @@ def report(found):
     lines = []
     for width in [w for w in WIDTHS if ("mup", w) in found]:
         lines += [f"width {width}: held-out loss at the best lr, mean of "
-                  f"{best(found['umup', width]).seeds} seed(s)",
+                  f"{transfer.best_point(found['umup', width]).seeds} seed(s)",
                   f"{'':28}{'loss':>8}{'of seeds':>16}{'log2 lr*':>10}{'gap closed':>12}"]
         for variant in ["umup", *ONE, "mup", "all", *BACK]:
             if (variant, width) in found:
-                p, at = best(found[variant, width]), optimum.optimum(found[variant, width])
+                points = found[variant, width]
+                p, at = transfer.best_point(points), optimum.optimum(points)
                 lines.append(f"{variant:28}{p.loss:>8.3f}{f'{p.low:.3f} to {p.high:.3f}':>16}"
                              f"{at.log2_lr:>9.2f}{' ' if at.exact else '?'}"
                              f"{100 * part(found, variant, width):>10.0f} %")
@@ -190,16 +186,16 @@ def draw(found):
     """A panel per width: a dot and the range of its seeds per number."""
     widths = [w for w in WIDTHS if ("mup", w) in found]
     figure, axes = plt.subplots(1, len(widths), figsize=(1.5 + 4 * len(widths), 4), sharey=True,
-                                squeeze=False, layout="constrained")
+                                squeeze=False)
     for ax, width in zip(axes[0], widths):
         for variant, label, colour in (("umup", "u-μP", "black"), ("mup", "μP", "#0072B2")):
-            p = best(found[variant, width])
+            p = transfer.best_point(found[variant, width])
             ax.axvspan(p.low, p.high, color=colour, alpha=0.12, linewidth=0)
             ax.axvline(p.loss, color=colour, label=label)
         for variants, marker, fill, label in (
                 (ONE, "o", "#E69F00", "u-μP with this of μP"),
                 (BACK, "D", "white", "μP with this of u-μP")):
-            known = [(i, best(found[v, width])) for i, v in enumerate(variants)
+            known = [(i, transfer.best_point(found[v, width])) for i, v in enumerate(variants)
                      if (v, width) in found]
             for i, p in known:
                 y = i + (0.15 if variants is BACK else -0.15)
@@ -209,16 +205,14 @@ def draw(found):
         ax.set_title(f"width {width}", fontsize=10)
         ax.set_xlabel("held-out loss at the best lr, nats per byte", fontsize=9)
         ax.locator_params(axis="x", nbins=5)
-        ax.grid(alpha=0.3)
     axes[0][0].set_yticks(range(len(FACTORS)), [f"{name}\n({words})" for name, (words, _)
                                                 in FACTORS.items()], fontsize=8)
     axes[0][0].invert_yaxis()
     axes[0][0].legend(fontsize=8)
     counts = {p.seeds for points in found.values() for p in points}
-    figure.suptitle("u-μP and μP exchange one number; mean and range of "
-                    f"{' to '.join(map(str, sorted(counts)))} seed(s)", fontsize=10)
-    figure.savefig(transfer.FIGURES / f"{NAME}.png", dpi=100)
-    plt.close(figure)
+    save(figure, transfer.FIGURES / f"{NAME}.png",
+         "u-μP and μP exchange one number; mean and range, seeds: "
+         f"{' to '.join(map(str, sorted(counts)))}")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def carried(curves, param):
     """(best at the small size, at the large, both exact, cost of the small one's at the large)"""
     small, large = curves["mup", 0][1], curves[param, 2][1]
     first, last = optimum.optimum(small), optimum.optimum(large)
-    tuned = min((p for p in small if p.loss is not None), key=lambda p: p.loss).lr
+    tuned = transfer.best_point(small).lr
     there, = [math.inf if p.loss is None else p.loss for p in large if p.lr == tuned]
     return first.log2_lr, last.log2_lr, first.exact and last.exact, there - last.loss
 
@@ -139,7 +139,6 @@ def draw(found):
             for param, (first, last, exact, _) in drifts.items()), fontsize=9)
         ax.set_xlabel("log2 learning rate" if name in SIZES else f"log2 {name.split(',')[0]}")
         ax.set_ylim(bottom, top)
-        ax.grid(alpha=0.3)
         if name in SIZES or name == list(found)[-1]:      # the legend of all panels of widths
             ax.legend(fontsize=8)
     for ax in axes.flat[len(found):]:

@@ -3,7 +3,7 @@ import os
 import socket
 import string
 
-from fault_kinds import expect, resume
+from fault_kinds import expect, killed_or_ended, resume
 from fault_tries import Failed, lines_of
 
 
@@ -29,14 +29,7 @@ def paths(t):
         text = link
     t.options["data"] = text
     command = t.sweep(*resume(t))
-    t.moment(command)
-    if t.rng.randrange(2):
-        command.process.kill()
-        command.wait()
-    else:
-        expect(command, 0)
-    t.kept(command)
-    t.check(*resume(t))
+    killed_or_ended(t, command)
 
 
 WHOLE = ["0", "-3", "1.5", "nan", "inf", "x", "", "2^-1", "2^99", "5:1", "3:4:0", "1e3", "1:2:3:4"]

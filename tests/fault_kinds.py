@@ -58,6 +58,18 @@ def expect(command, *statuses):
     return status
 
 
+def killed_or_ended(t, command):
+    """Kills a sweep at some moment, or lets it end, and checks what it leaves."""
+    t.moment(command)
+    if t.rng.randrange(2):
+        command.process.kill()
+        command.wait()
+    else:
+        expect(command, 0)
+    t.kept(command)
+    t.check(*resume(t))
+
+
 def damage(t, file, how):
     """Cuts a file at a random place, or flips one of its bits; nothing if it is not there."""
     with suppress(OSError), open(file, "r+b") as f:
@@ -224,14 +236,7 @@ def current_folder(t):
         for name in t.rng.sample(["json", "numpy", "tinymup", "random", "train", "tqdm", "io"], 4):
             (here / f"{name}.py").write_text("raise SystemExit('shadowed')")
     command = t.sweep(*resume(t), cwd=here, before=before)
-    t.moment(command)
-    if t.rng.randrange(2):
-        command.process.kill()
-        command.wait()
-    else:
-        expect(command, 0)
-    t.kept(command)
-    t.check(*resume(t))
+    killed_or_ended(t, command)
 
 
 def dask(t):

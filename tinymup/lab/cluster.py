@@ -123,7 +123,9 @@ def run(code, text, topic, job):
             unpacked.rename(package)
     if not os.path.exists(os.path.join(os.path.dirname(job["checkpoint"]), "results.jsonl")):
         job = job | {"checkpoint": None}              # the folder is on another machine
+
     def wanted():
         return (dask.status.name not in ("closing", "closed")
                 and getattr(dask.state.tasks.get(task), "state", "") == "executing")
+
     return Workers(2, [str(package), *sys.path]).do(job, text, wanted)
