@@ -53,7 +53,7 @@ def scaled(setting, losses):
     for param in families(setting):
         scales = [2.0**e for e in SETTINGS[setting] if e >= 0 or param == "umup"]
         yield (config(param, setting, lr=2.0**best_lr(losses[setting, param])),
-               {"matmul_format": FORMATS[-1:], "rounded": ROUNDED, "loss_scale": scales})
+               {"matmul_format": FORMATS[-1:], "rounded": list(ROUNDED), "loss_scale": scales})
 
 
 def config(param, setting, **fields):

@@ -40,10 +40,13 @@ def arguments(description, jobs=True):
 
 
 def commit():
-    """The commit of the code, with + if files were changed since."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
+    """The commit of the code, with + if files other than results and figures changed since."""
+    git = ["git", "-C", str(ROOT)]
+    code = [".", ":!experiments/results", ":!experiments/figures"]
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True,
+                              text=True, check=True).stdout.strip()
+        return name + "+" * subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -23,7 +23,7 @@ import transfer  # first: it sets the path
 from tinymup import optim, ops
 from tinymup.lab import data, optimum, run, sweep
 from tinymup.lab.config import Config, build, complete, settings
-from tinymup.lab.plot import plt, save
+from tinymup.lab.plot import BLACK, BLUE, ORANGE, plt, save
 from tinymup.lab.results import Results
 from tinymup.network import initialize
 
@@ -188,12 +188,12 @@ def draw(found):
     figure, axes = plt.subplots(1, len(widths), figsize=(1.5 + 4 * len(widths), 4), sharey=True,
                                 squeeze=False)
     for ax, width in zip(axes[0], widths):
-        for variant, label, colour in (("umup", "u-μP", "black"), ("mup", "μP", "#0072B2")):
+        for variant, label, colour in (("umup", "u-μP", BLACK), ("mup", "μP", BLUE)):
             p = transfer.best_point(found[variant, width])
             ax.axvspan(p.low, p.high, color=colour, alpha=0.12, linewidth=0)
             ax.axvline(p.loss, color=colour, label=label)
         for variants, marker, fill, label in (
-                (ONE, "o", "#E69F00", "u-μP with this of μP"),
+                (ONE, "o", ORANGE, "u-μP with this of μP"),
                 (BACK, "D", "white", "μP with this of u-μP")):
             known = [(i, transfer.best_point(found[v, width])) for i, v in enumerate(variants)
                      if (v, width) in found]
@@ -208,7 +208,7 @@ def draw(found):
     axes[0][0].set_yticks(range(len(FACTORS)), [f"{name}\n({words})" for name, (words, _)
                                                 in FACTORS.items()], fontsize=8)
     axes[0][0].invert_yaxis()
-    axes[0][0].legend(fontsize=8)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     counts = {p.seeds for points in found.values() for p in points}
     save(figure, transfer.FIGURES / f"{NAME}.png",
          "u-μP and μP exchange one number; mean and range, seeds: "

@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 REDRAWN = ["coord_check", "depth_transfer", "feature_learning", "low_precision", "lr_transfer",
            "muon_transfer", "muon_vs_adamw", "newton_schulz", "qk_clip", "tensor_rms",
-           "umup_transfer"]
-QUOTED = ["lr_transfer", "muon_transfer", "umup_transfer"]   # the others have their own tables
+           "umup_factors", "umup_transfer"]
+QUOTED = ["low_precision", "lr_transfer", "muon_transfer", "umup_factors",
+          "umup_transfer"]   # the others have their own tables
 
 
 @pytest.fixture(scope="module")
