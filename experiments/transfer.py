@@ -46,7 +46,8 @@ def commit():
     try:
         name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True,
                               text=True, check=True).stdout.strip()
-        return name + "+" * subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode
+        return name + "+" * changed
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
