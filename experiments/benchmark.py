@@ -14,7 +14,8 @@ real step: same shapes and dtype, contiguous inputs. The rivals do not compute t
 embedding as a product, so that one is left out of theirs.
 
 All that is compared runs in turns, and a number is the median of the turns, so another program on
-the machine slows all alike. Writes results/benchmark.csv and results/benchmark_muon.csv.
+the machine slows all alike. Writes results/benchmark.csv and results/benchmark_muon.csv, with _gpu
+in their names if they are of a GPU.
 """
 import argparse
 import os

@@ -232,5 +232,6 @@ def main(flags):
     show(muon_rows)
     print("", *verdicts(rows), sep="\n")
     about = "; ".join([command(flags, names), *described])
-    save("benchmark", about, rows)
-    save("benchmark_muon", about, muon_rows)
+    where = "_gpu" if flags.device == "gpu" else ""
+    save("benchmark" + where, about, rows)
+    save("benchmark_muon" + where, about, muon_rows)

@@ -41,7 +41,7 @@ if __name__ == "__main__":
     if not flags.redraw and not all(texts.values() or [""]):
         parser.error("no text, or one without a file: give NAME=PATHS, as in prose=shakespeare.txt")
     for name, paths in texts.items() if not flags.redraw else ():
-        transfer.train(f"corpora_{name}", grids(paths), flags.jobs, "corpora")
+        transfer.train(f"corpora_{name}", grids(paths), flags, "corpora")
     panels = {}
     for file in sorted(transfer.RESULTS.glob("corpora_*.csv")):
         name = file.stem.removeprefix("corpora_")

@@ -65,6 +65,6 @@ def title(records):
 if __name__ == "__main__":
     flags = arguments(__doc__)
     if not flags.redraw:
-        train("depth_transfer", grids(), flags.jobs)
+        train("depth_transfer", grids(), flags)
     records = read("depth_transfer")
     show("depth_transfer", title(records), labelled(records))

@@ -62,26 +62,26 @@ def config(param, setting, **fields):
     return Config(param=param, width=width, depth=depth, steps=steps, seed=SEED, **fields)
 
 
-def train(jobs):
+def train(flags):
     """Trains setting by setting, since the lr of the scaled runs is that of the plain ones."""
     grids = []
     for setting in SETTINGS:
         grids += (now := list(plain(setting)))
-        grids += (now := list(scaled(setting, tables(trained(now, jobs)))))
-        trained(now, jobs)
-    transfer.train(NAME, grids, jobs)            # writes the CSV, and finds all runs done
+        grids += (now := list(scaled(setting, tables(trained(now, flags)))))
+        trained(now, flags)
+    transfer.train(NAME, grids, flags)           # writes the CSV, and finds all runs done
 
 
-def trained(grids, jobs):
+def trained(grids, flags):
     """The records of all configs of the grids."""
     configs = dict.fromkeys(c for base, axes in grids for c in sweep.grid(base, axes))
-    return transfer.finished_runs(NAME, list(configs), jobs)[0]
+    return transfer.finished_runs(NAME, list(configs), flags)[0]
 
 
 if __name__ == "__main__":
     flags = transfer.arguments(__doc__)
     if not flags.redraw:
-        train(flags.jobs)
+        train(flags)
     losses = tables(transfer.read(NAME))
     print(report(losses))
     draw(losses)

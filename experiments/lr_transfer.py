@@ -37,6 +37,6 @@ TITLE = ("Transformer on Python source, 300 steps of AdamW: "
 if __name__ == "__main__":
     flags = arguments(__doc__)
     if not flags.redraw:
-        train("lr_transfer", grids(SEEDS), flags.jobs)
+        train("lr_transfer", grids(SEEDS), flags)
     show("lr_transfer", TITLE, read("lr_transfer"))
     print("\n" + tuned_small.draw())

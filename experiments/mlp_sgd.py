@@ -97,7 +97,7 @@ def draw_carried(ax, best, table):
 if __name__ == "__main__":
     flags = transfer.arguments(__doc__)
     if not flags.redraw:
-        transfer.train("mlp_sgd", grids(), flags.jobs)
+        transfer.train("mlp_sgd", grids(), flags)
     records = transfer.read("mlp_sgd")
     groups = optimum.curves(records)[1]
     print(report(groups))

@@ -127,5 +127,5 @@ def report(records):
 if __name__ == "__main__":
     flags = arguments(__doc__)
     if not flags.redraw:
-        train("muon_transfer", grids(), flags.jobs)
+        train("muon_transfer", grids(), flags)
     report(read("muon_transfer"))

@@ -155,7 +155,7 @@ def draw_width(ax, adamw, muon):
 if __name__ == "__main__":
     flags = arguments(__doc__)
     if not flags.redraw:
-        train("muon_vs_adamw", grids(), flags.jobs)
+        train("muon_vs_adamw", grids(), flags)
     table = tuned(read("muon_vs_adamw"))
     print(report(table))
     draw(table)

@@ -182,8 +182,8 @@ def draw(table):
 if __name__ == "__main__":
     flags = transfer.arguments(__doc__)
     if not flags.redraw:
-        transfer.train("mutransfer_search", search(), flags.jobs, "mutransfer")
-        transfer.train("mutransfer", targets(transfer.read("mutransfer_search")), flags.jobs)
+        transfer.train("mutransfer_search", search(), flags, "mutransfer")
+        transfer.train("mutransfer", targets(transfer.read("mutransfer_search")), flags)
     searched, trained = transfer.read("mutransfer_search"), transfer.read("mutransfer")
     table = rows(searched, trained, transfer.read("lr_transfer"))
     print(report(table, minutes_of(searched, trained)))

@@ -36,12 +36,12 @@ def configs():
                   axes | {"qk_clip_threshold": THRESHOLDS})]
 
 
-def measure(configs, jobs):
+def measure(configs, flags):
     """Trains, and writes a row per run and log point: losses, and the largest logit of each head.
 
     The held-out loss stands in the row of the last step.
     """
-    records, about = finished_runs("qk_clip", configs, jobs)
+    records, about = finished_runs("qk_clip", configs, flags)
     first, rows = configs[0], []
     heads = [f"block{b} head{h}" for b in range(first.depth)
              for h in range(first.width // first.head_dim)]
@@ -149,7 +149,7 @@ def draw_threshold(ax, threshold, by_seed):
 if __name__ == "__main__":
     flags = arguments(__doc__)
     if not flags.redraw:
-        measure(configs(), flags.jobs)
+        measure(configs(), flags)
     runs = runs_of(rows_of("qk_clip"))
     print(report(runs))
     draw(runs)

@@ -135,7 +135,7 @@ if __name__ == "__main__":
     flags = transfer.arguments(__doc__)
     if not flags.redraw:
         for count in COUNTS:
-            transfer.train("rank_transfer", grids(count), flags.jobs)
+            transfer.train("rank_transfer", grids(count), flags)
     table = pairs(transfer.read("mutransfer_search"), transfer.read("rank_transfer"))
     print(report(table))
     draw(table)

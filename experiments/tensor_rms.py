@@ -180,7 +180,7 @@ def draw_ranges(ax):
 
 
 if __name__ == "__main__":
-    flags = arguments(__doc__)
+    flags = arguments(__doc__, device=False)
     if not flags.redraw:
         measure_all(flags.jobs)
     found = sizes_of(rows_of("tensor_rms"))

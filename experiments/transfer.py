@@ -7,6 +7,7 @@ import csv
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,8 +15,8 @@ sys.path.insert(0, str(ROOT))
 for pinned in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):   # they make OpenBLAS pick a slow kernel
     os.environ.pop(pinned, None)
 
-from tinymup.lab import data, optimum, plot, run, sweep  # noqa: E402
-from tinymup.lab.config import FIELDS, unused  # noqa: E402
+from tinymup.lab import data, optimum, plot, sweep  # noqa: E402
+from tinymup.lab.config import CHOICES, FIELDS, unused  # noqa: E402
 from tinymup.lab.results import Results, finished  # noqa: E402
 
 RESULTS, FIGURES = ROOT / "experiments/results", ROOT / "experiments/figures"
@@ -23,20 +24,26 @@ ALWAYS = {"param", "width", "lr", "seed"}                  # columns even if the
 OUTCOME = ["status", "loss", "train_loss", "seconds"]      # the last columns of a CSV of runs
 
 
-def parser(description, jobs=True):
-    """A parser with --redraw and, if the experiment has runs to put side by side, --jobs."""
+def parser(description, jobs=True, device=True):
+    """A parser with --redraw and, if the experiment has runs to put side by side, --jobs.
+
+    device: whether these runs go through `finished_runs`, and so can use a GPU.
+    """
     p = argparse.ArgumentParser(description=description,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     if jobs:
         p.add_argument("--jobs", type=int, default=2, help="runs side by side [2]")
+    if jobs and device:
+        p.add_argument("--device", choices=CHOICES["device"], default="cpu",
+                       help="where the runs compute [cpu]")
     p.add_argument("--redraw", action="store_true",
                    help="train nothing: make table and figure from the CSV")
     return p
 
 
-def arguments(description, jobs=True):
+def arguments(description, jobs=True, device=True):
     """The flags of an experiment that has no others than those of `parser`."""
-    return parser(description, jobs).parse_args()
+    return parser(description, jobs, device).parse_args()
 
 
 def commit():
@@ -52,42 +59,46 @@ def commit():
         return "unknown"
 
 
-def finished_runs(name, configs, jobs, program=None):
+def finished_runs(name, configs, flags, program=None):
     """(records of the configs, first line of their CSV). Runs kept in runs/NAME are not repeated.
 
-    program: the experiment's file, if it is not NAME.py.
+    flags: those of `parser`. program: the experiment's file, if it is not NAME.py.
 
     Errors: exits if a run failed, since a table would show it as one that diverged.
     """
+    configs = [replace(config, device=flags.device) for config in configs]
     corpus = data.load(configs[0].data, configs[0].seq)
     results = Results(ROOT / "runs" / name)
     kept = results.read()
     old = sum(finished(kept.get(c.key(corpus.digest))) for c in configs)
-    about = [f"python experiments/{program or name}.py", f"commit {commit()}",
-             f"corpus {corpus.digest}", f"numpy {run.versions()['numpy']}"]
-    if old:
-        about.append(f"{old} of {len(configs)} runs kept from an earlier start")
-    records = sweep.run_all(configs, corpus, results, jobs)
+    command = f"python experiments/{program or name}.py"
+    about = [command + " --device gpu" * (flags.device == "gpu"), f"commit {commit()}",
+             f"corpus {corpus.digest}"]
+    records = sweep.run_all(configs, corpus, results, flags.jobs)
     failed = [r for r in records if not finished(r)]
     if failed:
         sys.exit(f"{len(failed)} of {len(records)} runs failed, the first with: "
                  f"{failed[0].get('reason')}; the same command tries them again")
+    library = {"cpu": "numpy", "gpu": "cupy"}[flags.device]
+    about += sorted({f"{library} {r['versions']['arrays']}" for r in records})
+    if old:
+        about.append(f"{old} of {len(configs)} runs kept from an earlier start")
     return records, "; ".join(about)
 
 
-def train(name, grids, jobs, program=None):
+def train(name, grids, flags, program=None):
     """Trains all configs of grids, a list of (base config, axes), and writes results/NAME.csv.
 
     The CSV has a column for each field of the config that varies, then `OUTCOME`: the status, the
     held-out loss, the last point of the training curve, and the seconds.
     """
     configs = list(dict.fromkeys(c for base, axes in grids for c in sweep.grid(base, axes)))
-    records, about = finished_runs(name, configs, jobs, program)
+    records, about = finished_runs(name, configs, flags, program)
     first = configs[0]
     varying = sorted(f for f in FIELDS if f in ALWAYS
                      or any(getattr(c, f) != getattr(first, f) for c in configs))
     used = [f for f in FIELDS if f not in varying and any(f not in unused(c) for c in configs)]
-    fixed = ", ".join(f"{f} {getattr(first, f)}" for f in used)
+    fixed = ", ".join(f"{f} {records[0]['config'][f]}" for f in used)
     rows = [([getattr(config, f) for f in varying], record)
             for config, record in zip(configs, records)]
     rows.sort(key=lambda row: [(value is not None, value) for value in row[0]])

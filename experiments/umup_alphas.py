@@ -72,7 +72,7 @@ def alphas(records):
 if __name__ == "__main__":
     flags = transfer.arguments(__doc__)
     if not flags.redraw:
-        transfer.train("umup_alphas", grids(), flags.jobs)
+        transfer.train("umup_alphas", grids(), flags)
     records = transfer.read("umup_alphas")
     groups = transfers(records)
     print(optimum.report("width", {name: groups[name] for name in ["u-μP, α tuned"]}))

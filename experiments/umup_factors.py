@@ -216,7 +216,7 @@ def draw(found):
 
 
 if __name__ == "__main__":
-    flags = transfer.arguments(__doc__)
+    flags = transfer.arguments(__doc__, device=False)
     if not flags.redraw:
         train(flags.jobs)
     found = curves()

@@ -92,7 +92,7 @@ def draw(groups, sweeps):
 if __name__ == "__main__":
     flags = transfer.arguments(__doc__)
     if not flags.redraw:
-        transfer.train("umup_transfer", GRIDS, flags.jobs)
+        transfer.train("umup_transfer", GRIDS, flags)
     records = transfer.read("umup_transfer")
     groups, sweeps = transfers(records), alpha_sweeps(records)
     print(optimum.report("width", groups) + "\n\n" + report(sweeps))

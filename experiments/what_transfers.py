@@ -57,12 +57,12 @@ def panels():
     return found
 
 
-def train(jobs):
+def train(flags):
     """Trains panel by panel. The CSV holds those that are finished."""
     grids = []
     for curves in panels().values():
         grids += [(Config(**fixed), {field: values}) for _, fixed, field, values in curves.values()]
-        transfer.train("what_transfers", grids, jobs)
+        transfer.train("what_transfers", grids, flags)
 
 
 def plain(field, value):
@@ -153,7 +153,7 @@ def draw(found):
 if __name__ == "__main__":
     flags = transfer.arguments(__doc__)
     if not flags.redraw:
-        train(flags.jobs)
+        train(flags)
     found = measured(transfer.read("what_transfers"))
     print(report(found))
     draw(found)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import strict_device
+from make_vectors import CASES
 from tinymup import optim
-from tinymup.backend import to_device, to_host
+from tinymup.backend import to_host, use
 from tinymup.lab import checkpoint, data, run
 from tinymup.lab.config import Config, build, complete, normalised, settings
 from tinymup.network import initialize
@@ -245,3 +246,31 @@ def test_a_training_step_at_the_default_sizes_starts_few_operations(optimizer, m
     # counted from the second step on: the first computes the arrays that are kept
     _, counts = strict(lambda: steps_of(config, 2, strict_device.counts.reset))
     assert 100 < counts.operations <= most
+
+
+# A real GPU
+
+def cupy_without_a_gpu():
+    try:
+        import cupy
+        return cupy.cuda.runtime.getDeviceCount() == 0
+    except Exception:          # CuPy's own errors, or no CuPy
+        return True
+
+
+@pytest.mark.skipif(cupy_without_a_gpu(), reason="no GPU")
+@pytest.mark.parametrize("case", [*CASES, *FORMATS])
+def test_a_gpu_trains_to_the_numbers_of_the_cpu(case):
+    """Sums have another order there. In float64 Newton–Schulz multiplies that by up to 3.44⁵ = 480
+    a step; in float32 a number beside a boundary of FP8 or BF16 rounds to its other side."""
+    config = CASES[case] if case in CASES else replace(TRANSFORMER, **FORMATS[case])
+    tolerance = 1e-9 if config.dtype == "float64" else 1e-2
+    try:
+        losses, params = trained(replace(config, device="gpu"))
+    finally:
+        use("cpu")
+    expected_losses, expected = trained(config)
+    assert losses[2] == expected_losses[2] == "done"
+    assert losses[1] == pytest.approx(expected_losses[1], rel=tolerance)
+    for name, w in expected.items():
+        assert np.abs(params[name] - w).max() <= tolerance * max(np.abs(w).max(), 1)
