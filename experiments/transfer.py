@@ -62,25 +62,32 @@ def commit():
 def finished_runs(name, configs, flags, program=None):
     """(records of the configs, first line of their CSV). Runs kept in runs/NAME are not repeated.
 
-    flags: those of `parser`. program: the experiment's file, if it is not NAME.py.
+    flags: those of `parser`. A run that was finished on another device counts as kept.
+    program: the experiment's file, if it is not NAME.py.
 
     Errors: exits if a run failed, since a table would show it as one that diverged.
     """
-    configs = [replace(config, device=flags.device) for config in configs]
     corpus = data.load(configs[0].data, configs[0].seq)
     results = Results(ROOT / "runs" / name)
     kept = results.read()
+
+    def placed(config):
+        """The config on the device that has finished it, or else on the one that was chosen."""
+        choices = [replace(config, device=device) for device in (flags.device, "cpu", "gpu")]
+        return next((c for c in choices if finished(kept.get(c.key(corpus.digest)))), choices[0])
+    configs = list(map(placed, configs))
     old = sum(finished(kept.get(c.key(corpus.digest))) for c in configs)
-    command = f"python experiments/{program or name}.py"
-    about = [command + " --device gpu" * (flags.device == "gpu"), f"commit {commit()}",
+    about = [f"python experiments/{program or name}.py", f"commit {commit()}",
              f"corpus {corpus.digest}"]
     records = sweep.run_all(configs, corpus, results, flags.jobs)
     failed = [r for r in records if not finished(r)]
     if failed:
         sys.exit(f"{len(failed)} of {len(records)} runs failed, the first with: "
                  f"{failed[0].get('reason')}; the same command tries them again")
-    library = {"cpu": "numpy", "gpu": "cupy"}[flags.device]
-    about += sorted({f"{library} {r['versions']['arrays']}" for r in records})
+    for device in sorted({config.device for config in configs}):
+        library = {"cpu": "numpy", "gpu": "on a GPU: cupy"}[device]
+        versions = {r["versions"]["arrays"] for r in records if r["config"]["device"] == device}
+        about.append(f"{library} {', '.join(sorted(versions))}")
     if old:
         about.append(f"{old} of {len(configs)} runs kept from an earlier start")
     return records, "; ".join(about)
@@ -94,13 +101,12 @@ def train(name, grids, flags, program=None):
     """
     configs = list(dict.fromkeys(c for base, axes in grids for c in sweep.grid(base, axes)))
     records, about = finished_runs(name, configs, flags, program)
-    first = configs[0]
-    varying = sorted(f for f in FIELDS if f in ALWAYS
-                     or any(getattr(c, f) != getattr(first, f) for c in configs))
+    first, *others = found = [record["config"] for record in records]
+    varying = sorted(f for f in FIELDS
+                     if f in ALWAYS or any(other[f] != first[f] for other in others))
     used = [f for f in FIELDS if f not in varying and any(f not in unused(c) for c in configs)]
-    fixed = ", ".join(f"{f} {records[0]['config'][f]}" for f in used)
-    rows = [([getattr(config, f) for f in varying], record)
-            for config, record in zip(configs, records)]
+    fixed = ", ".join(f"{f} {first[f]}" for f in used)
+    rows = [([config[f] for f in varying], record) for config, record in zip(found, records)]
     rows.sort(key=lambda row: [(value is not None, value) for value in row[0]])
     write(name, f"{about}; {fixed}", [*varying, *OUTCOME],
           [[*values, record["status"], digits(record["loss"]), digits(record["curve"][-1][1]),
@@ -136,8 +142,9 @@ def rows_of(name):
 
 
 def read(name):
-    """The rows of results/NAME.csv as records that `optimum.curves` takes."""
-    return [{"config": {f: typed(f, text) for f, text in row.items() if f not in OUTCOME},
+    """The rows of results/NAME.csv as records that `optimum.curves` takes, without the device."""
+    return [{"config": {f: typed(f, text) for f, text in row.items()
+                        if f not in [*OUTCOME, "device"]},
              "status": row["status"], "loss": float(row["loss"]) if row["loss"] else None,
              "seconds": float(row["seconds"])} for row in rows_of(name)]
 

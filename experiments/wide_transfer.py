@@ -2,55 +2,48 @@
 
     CUPY_TF32=1 python experiments/wide_transfer.py --device gpu --jobs 6
 
-Refuted by: from width 64 to 4096, a drift of more than half an octave under μP, u-μP or Muon's
-column of μP (which ends at 2048: Newton–Schulz costs most there), or of less than one octave under
-SP. Each grid has the predicted optimum between its inner points.
+Refuted by: from width 64 to 4096, a drift of more than half an octave under μP or u-μP, or of less
+than one octave under SP. Each grid has the predicted optimum between its inner points.
 
 The rival is SP with its learning rate divided by the width: SP's curve, read one octave further
 left for each doubling of the width. If theory is right that it starves the embedding, the biases
 and the readout, it has to show here, where it divides by up to 64. It wins if its loss with the lr
 tuned at width 64 is as good as μP's at width 4096.
 
-A network of width 4096 has 400 million parameters: this one needs a GPU. All widths run there, with
-matrix products in TF32, which rounds their inputs to 10 bits.
+Widths 2048 and 4096 are trained here, with one seed. A network of width 4096 has 400 million
+parameters: this needs a GPU. Matrix products are in TF32, which rounds their inputs to 10 bits. The
+same seed at widths 64 and 1024 comes from lr_transfer.csv and umup_transfer.csv, in float32.
 """
 import transfer  # first: it sets the path
 import tuned_small
+import umup_transfer
 from tinymup.lab import optimum, plot
 from tinymup.lab.config import Config
 
-SEEDS = [0, 1]
-WIDTHS = {"sp": {64: (-8, -5), 1024: (-12, -9), 2048: (-13, -10), 4096: (-14, -11)},
-          "mup": dict.fromkeys([64, 1024, 2048, 4096], (-8, -5)),
-          "umup": dict.fromkeys([64, 1024, 2048, 4096], (-1, 2)),
-          "muon": dict.fromkeys([64, 1024, 2048], (-6, -3))}   # first and last log2 lr
-NAMES = {"sp": "SP", "mup": "μP", "umup": "u-μP", "muon": "Muon"}
+SEED, SMALL = 0, [64, 1024]
+LARGE = {"sp": {2048: (-13, -10), 4096: (-14, -11)},              # first and last log2 lr
+         "mup": dict.fromkeys([2048, 4096], (-8, -5)), "umup": dict.fromkeys([2048, 4096], (-1, 2))}
+NAMES = {"sp": "SP", "mup": "μP", "umup": "u-μP"}
 
 
 def grids():
-    """The grids of runs, seed by seed, the widest networks first."""
-    found = []
-    for seed in SEEDS:
-        for width in sorted(WIDTHS["mup"], reverse=True):
-            for rule, exponents in WIDTHS.items():
-                if width in exponents:
-                    first, last = exponents[width]
-                    base = (Config(optimizer="muon") if rule == "muon" else Config(param=rule))
-                    found.append((base, {"width": [width], "seed": [seed],
-                                         "lr": [2.0**e for e in range(first, last + 1)]}))
-    return found
+    """The grids of runs, the widest networks first."""
+    return [(Config(param=rule), {"width": [width], "seed": [SEED],
+                                  "lr": [2.0**e for e in range(first, last + 1)]})
+            for width in (4096, 2048) for rule, exponents in LARGE.items()
+            for first, last in [exponents[width]]]
 
 
 def groups(records):
-    """{rule: {width: [Point, …]}}"""
-    found = {}
-    for record in records:
-        c = record["config"]
-        rule = "muon" if c["optimizer"] == "muon" else c["param"]
-        kept = {field: c[field] for field in ("width", "lr", "seed")}
-        found.setdefault(rule, []).append(record | {"config": {"param": rule, **kept}})
-    return {NAMES[rule]: next(iter(optimum.curves(found[rule])[1].values()))
-            for rule in WIDTHS if rule in found}
+    """{rule: {width: [Point, …]}} of these records and of the small widths."""
+    records = records + transfer.read("lr_transfer") + [
+        umup_transfer.strip(r) for r in transfer.read("umup_transfer")
+        if umup_transfer.at_one(r["config"])]
+    kept = [r for r in records if r["config"]["seed"] == SEED
+            and r["config"]["width"] in [*SMALL, *LARGE["sp"]]]
+    found = optimum.curves([r | {"config": {f: r["config"][f] for f in transfer.ALWAYS}}
+                            for r in kept])[1]
+    return {NAMES[rule]: found[rule] for rule in LARGE}
 
 
 def verdict(found):
@@ -59,16 +52,11 @@ def verdict(found):
     against = [f"{name} drifts {octaves:+.2f}" for name, octaves in moved.items()
                if octaves is None or (abs(octaves) < optimum.MOVES if name == "SP"
                                       else abs(octaves) > optimum.STAYS)]
-    last = max(WIDTHS["mup"])
-    ours, rival = (tuned_small.tuned(name, found[key])[1][last] for name, key in
+    last = max(found["μP"])
+    ours, rival = (tuned_small.tuned(name, found[rule])[1][last] for name, rule in
                    (("μP", "μP"), (tuned_small.PER_WIDTH, "SP")))
     return ("; ".join(["refuted", *against]) if against else "not refuted") + (
-        f"; at width {last}, tuned at {min(WIDTHS['mup'])}: μP {loss(ours)}, rival {loss(rival)}")
-
-
-def loss(point):
-    """The loss of a point, and its range over seeds."""
-    return f"{point.loss:.3f} ({point.low:.3f} to {point.high:.3f})" if point else "none"
+        f"; at width {last}, tuned at {SMALL[0]}: μP {ours.loss:.3f}, rival {rival.loss:.3f}")
 
 
 if __name__ == "__main__":
@@ -80,5 +68,4 @@ if __name__ == "__main__":
     print(tuned_small.table({"SP": found["SP"], tuned_small.PER_WIDTH: found["SP"], **found}))
     print(verdict(found))
     plot.loss_against_lr("width", found, transfer.FIGURES / "wide_transfer.png",
-                         "300 steps of AdamW or Muon on an H100: mean and range of "
-                         f"{len(SEEDS)} seeds")
+                         "300 steps of AdamW, one seed; widths 2048 and 4096 on a GPU")
