@@ -84,9 +84,9 @@ def draw_carried(ax, best, table):
     """The loss of the lr that is tuned at the smallest width, against width."""
     looks = ("o-", BLACK), ("s--", ORANGE), ("^-", BLUE)
     for (rule, losses), (style, colour) in zip(table.items(), looks):
-        known = {width: loss for width, loss in losses.items() if loss is not None}
+        known = {width: math.nan if loss is None else loss for width, loss in losses.items()}
         ax.plot(known.keys(), known.values(), style, color=colour, label=rule)
-        gone = [width for width in losses if width not in known]
+        gone = [width for width, loss in known.items() if math.isnan(loss)]
         ax.plot(gone, [0.98] * len(gone), "x", color=colour, transform=ax.get_xaxis_transform())
     ax.set_xscale("log", base=2)
     ax.set_xticks(list(GRID), list(map(str, GRID)))

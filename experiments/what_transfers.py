@@ -126,25 +126,25 @@ def report(found):
 
 def draw(found):
     """A panel per option, all with one loss axis."""
-    figure, axes = plt.subplots(3, 4, figsize=(10.6, 8), sharey=True)
+    figure, axes = plt.subplots(3, 4, figsize=(8.6, 6), sharey=True)
     best = [optimum.optimum(curve) for curves in found.values() for _, curve in curves.values()]
     bottom, top = min(o.loss for o in best) - 0.05, max(o.loss for o in best) + 0.3
     for ax, (name, curves) in zip(axes.flat, found.items()):
         for i, (key, (label, curve)) in enumerate(curves.items()):
-            look = {"color": COLOURS[key], "marker": MARKERS[i], "label": label}
+            look = {"color": COLOURS[key], "marker": MARKERS[i], "markersize": 3, "label": label}
             draw_curve(ax, curve, look, 0.97 - 0.04 * i)
         drifts = {param: carried(curves, param) for param in NAMES if (param, 2) in curves}
         ax.set_title(f"{name}: " + ", ".join(
             f"{NAMES[param]} {last - first:+.2f}" + ("" if exact else " (?)")
-            for param, (first, last, exact, _) in drifts.items()), fontsize=9)
+            for param, (first, last, exact, _) in drifts.items()), fontsize=8)
         ax.set_xlabel("log2 learning rate" if name in SIZES else f"log2 {name.split(',')[0]}")
         ax.set_ylim(bottom, top)
+        ax.grid(False)
         if name in SIZES or name == list(found)[-1]:      # the legend of all panels of widths
             ax.legend(fontsize=8)
     for ax in axes.flat[len(found):]:
         ax.set_visible(False)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("held-out loss, nats per byte")
+    figure.supylabel("held-out loss, nats per byte", fontsize=9)
     save(figure, transfer.FIGURES / "what_transfers.png",
          "Drift of the best value in octaves, from the smallest size to the largest; one seed\n"
          "hollow star, (?): at the edge of the grid or beside divergence")
