@@ -252,6 +252,13 @@ def test_the_spectral_norm_is_the_largest_singular_value():
         assert coord_check.spectral_norm(w) == pytest.approx(np.linalg.svd(w)[1][0], rel=1e-12)
 
 
+@pytest.mark.parametrize("broken", [np.inf, np.nan])
+def test_the_spectral_norm_of_a_network_that_blew_up_is_no_number(broken):
+    w = np.ones((5, 7))
+    w[1, 2] = broken
+    assert np.isnan(coord_check.spectral_norm(w))
+
+
 def test_the_report_marks_what_fails():
     bad = Slope(1, "Δx", "logits", 0.9, -0.25, 0.25)
     good = Slope(1, "Δx", "embedding", 0.1, -0.25, 0.25)

@@ -10,8 +10,7 @@ and Δx must have slope 0, and ΔW that of √(fan_out/fan_in), which is the spe
 ΔW sums all updates so far, because single updates mislead under SGD, whose steps are proportional
 to the gradient. Where the learning rate is so large that the loss oscillates, narrow and wide
 networks have their large gradients in different steps. (With a constant lr of 2^-1 the slopes of
-single updates are wrong by up to 0.47, with a sign that changes from step to step, and those of ΔW
-by up to 0.21.)
+single updates are wrong by up to 0.47, and those of ΔW by up to 0.21.)
 """
 import math
 from dataclasses import replace
@@ -82,9 +81,10 @@ def sizes(x):
 
 
 def spectral_norm(w):
-    """The largest singular value of a float64 matrix, from the smaller Gram matrix."""
+    """The largest singular value of a float64 matrix, from the smaller Gram matrix. Or NaN."""
     gram = w @ w.T if w.shape[0] < w.shape[1] else w.T @ w
-    return math.sqrt(max(0.0, numpy.linalg.eigvalsh(gram)[-1]))
+    finite = numpy.isfinite(gram).all()                       # else eigvalsh does not converge
+    return math.sqrt(max(0.0, numpy.linalg.eigvalsh(gram)[-1])) if finite else math.nan
 
 
 class Slope(NamedTuple):
