@@ -200,7 +200,7 @@ def spelled(value):
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def strangers(*owners):
     """{field: the value of `OWNERS`, as "--param sp", that keeps a config from using it}."""
     at, found = dict(zip(OWNERS, owners)), {}
@@ -247,17 +247,22 @@ def complete(config):
     defaults |= UNIT_DEFAULTS[config.optimizer] if unit else {}
     c = changed(config, {name: value for name, value in defaults.items()
                          if given[name] is None and name not in strange})
-    for name, allowed in RANGES.items():
-        value = getattr(c, name)
-        values = value if isinstance(value, tuple) else (value,)
-        if value is not None and not all(map(allowed.holds, values)):
-            raise ValueError(f"{flag(name)} {spelled(value)}: must be {allowed.words}")
+    for name in RANGES:
+        check_range(name, getattr(c, name))
     for conflict, message in CONFLICTS:
         if conflict(c):
             raise ValueError(message.format(c=c))
     if c.eps < RISKY_EPS:
         check_eps(c)
     return c
+
+
+@functools.cache
+def check_range(name, value):
+    """Errors: ValueError if the value of a field, or a member of a pair, is out of its range."""
+    values = value if isinstance(value, tuple) else (value,)
+    if value is not None and not all(map(RANGES[name].holds, values)):
+        raise ValueError(f"{flag(name)} {spelled(value)}: must be {RANGES[name].words}")
 
 
 def check_eps(config):
@@ -314,7 +319,4 @@ def settings(config):
     """The `optim.Settings` of a complete config."""
     return picked(Settings, config)
 
-
-def record_of(config):
-    """The config as a results file holds it."""
-    return asdict(config)
+record_of = asdict   # the config as a results file holds it

@@ -9,8 +9,7 @@ and Δx must have slope 0, and ΔW that of √(fan_out/fan_in), which is the spe
 
 ΔW sums all updates so far, because single updates mislead under SGD, whose steps are proportional
 to the gradient. Where the learning rate is so large that the loss oscillates, narrow and wide
-networks have their large gradients in different steps. (With a constant lr of 2^-1 the slopes of
-single updates are wrong by up to 0.47, and those of ΔW by up to 0.21.)
+networks have their large gradients in different steps.
 """
 import math
 from dataclasses import replace

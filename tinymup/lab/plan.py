@@ -67,10 +67,7 @@ def seconds_of(config, corpus):
 
 
 def minutes(configs, corpus, jobs):
-    """The expected minutes of runs, from timing a step of a small and one of a larger network.
-
-    None if even the smallest would take long to time.
-    """
+    """The expected minutes, from a step of a small and one of a larger network; None if slow."""
     work = {c: sizes(c)[1] for c in configs}
     fast = sorted((c for c in work if work[c] <= STEP), key=work.get)
     if fast:

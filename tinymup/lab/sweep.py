@@ -163,10 +163,10 @@ def run_all(configs, corpus, results, jobs=1, resume=False, progress=True, clust
     cluster: the address of a Dask scheduler, or its file, instead of jobs on this machine.
     """
     wanted = {config.key(corpus.digest): config for config in configs}
-    programs = {key: same_program(config).key(corpus.digest) for key, config in wanted.items()}
     records = results.read()
     known = {r.get("program", key): r for key, r in records.items() if finished(r)}
     missing = [key for key in wanted if not finished(records.get(key))]
+    programs = {key: same_program(wanted[key]).key(corpus.digest) for key in missing}
     first = {programs[key]: key for key in reversed(missing)}      # of the keys of a program
     todo = {key: wanted[key] for key in missing
             if key == first[programs[key]] and programs[key] not in known}
