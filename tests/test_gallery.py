@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 REDRAWN = ["coord_check", "corpora", "depth_transfer", "feature_learning", "low_precision",
            "lr_transfer", "mlp_sgd", "muon_transfer", "muon_vs_adamw", "mutransfer",
-           "newton_schulz", "qk_clip", "tensor_rms", "umup_factors", "umup_transfer",
-           "what_transfers", "wide_transfer"]
-QUOTED = ["corpora", "low_precision", "lr_transfer", "mlp_sgd", "muon_transfer", "mutransfer",
-          "umup_factors", "umup_transfer", "what_transfers",
+           "newton_schulz", "qk_clip", "rank_transfer", "tensor_rms", "umup_factors",
+           "umup_transfer", "what_transfers", "wide_transfer"]
+QUOTED = ["corpora", "depth_transfer", "low_precision", "lr_transfer", "mlp_sgd", "muon_transfer",
+          "mutransfer", "rank_transfer", "umup_factors", "umup_transfer", "what_transfers",
           "wide_transfer"]   # the others have their own tables
 
 
