@@ -66,19 +66,22 @@ def single(config, corpus, results, resume):
     else:
         checkpoint = results.path.parent / f"{key}.npz"
         record, network, params = run.train(config, corpus, checkpoint, resume)
-        if record["status"] == "done":
-            prompt = bytes(corpus.held_out[:config.seq])
-            text = run.sample(network, params, prompt, 300, config.seq, config.seed)
-            record["sample"] = text[config.seq:].decode("utf-8", "replace")
-        results.append(record)
+        try:
+            if record["status"] == "done":
+                prompt = bytes(corpus.held_out[:config.seq])
+                text = run.sample(network, params, prompt, 300, config.seq, config.seed)
+                record["sample"] = text[config.seq:].decode("utf-8", "replace")
+        finally:                                # also if the sample is interrupted
+            results.append(record)
     shown = record["curve"][:-1:4] + record["curve"][-1:]
     print("  ".join(f"step {step}: {loss:.3f}" for step, loss in shown if loss is not None))
     if record["status"] == "diverged":
         print("diverged: choose a smaller --lr")
         return
+    speed = record.get("tokens_per_second")     # an old line may lack it
     print(f"held-out loss {record['loss']:.4f} nats per byte "
-          f"({record['loss'] / math.log(2):.3f} bits), {record['seconds']:.0f} s, "
-          f"{record['tokens_per_second']:,.0f} tokens/s")
+          f"({record['loss'] / math.log(2):.3f} bits)"
+          + (f", {record['seconds']:.0f} s, {speed:,.0f} tokens/s" if speed else ""))
     if "sample" in record:                      # a run of a sweep has none
         print("\n" + terminal.escaped(record["sample"]))
 

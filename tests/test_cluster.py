@@ -238,6 +238,13 @@ def test_an_address_without_a_scheduler_is_one_line_and_status_2(
     assert said.count("\n") == 1 and f"--cluster {address}" in said
 
 
+def test_a_process_with_a_wrong_address_ends(tmp_path):
+    """A Client that could not start waits for itself when Python ends."""
+    done = subprocess.run([sys.executable, ROOT / "train.py", *SHORT, "--cluster", "nonsense",
+                           "--out", tmp_path], capture_output=True, timeout=PATIENCE)
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1
+
+
 def test_a_file_that_is_no_scheduler_file_is_one_line_and_status_2(tmp_path, capsys):
     for text in ("", "{}", "[]", "no json"):
         (tmp_path / "s.json").write_text(text)

@@ -201,3 +201,11 @@ def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "results.jsonl")
     with pytest.raises(ValueError, match="pipe"):
         Results(tmp_path)
+
+
+@pytest.mark.parametrize("strange", [
+    {"curve": [[1, [2]]]}, {"curve": [["a", "b"]]}, {"curve": [[1, 2.0, 3]]}, {"sample": 5},
+    {"seconds": "x"}, {"tokens_per_second": []}])
+def test_a_line_without_a_checksum_whose_values_cannot_be_shown_is_damaged(strange):
+    old = record(0) | {"corpus": "digest"}
+    assert parsed(json.dumps(old).encode()) and not parsed(json.dumps(old | strange).encode())

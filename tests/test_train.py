@@ -332,6 +332,15 @@ def test_a_single_run_prints_its_losses_and_a_sample_and_keeps_both(tmp_path, ca
     assert steps == [f"{i}/5" for i in range(1, 6)]
 
 
+def test_a_run_that_is_interrupted_while_it_draws_its_sample_is_kept(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(run, "sample", interrupted)
+    assert command([*TINY, "--out", tmp_path]) == 130
+    record, = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert record["status"] == "done"
+
+
 def test_a_finished_single_run_is_shown_again_and_not_trained_again(
         tmp_path, monkeypatch, capsys):
     assert command([*TINY, "--out", tmp_path]) == 0

@@ -43,6 +43,7 @@ class Cluster:
         try:
             self.client = distributed.Client(**where, timeout=TIMEOUT, set_as_default=False)
         except (OSError, ValueError, TypeError, KeyError, AssertionError) as error:
+            distributed.Client.__del__ = lambda _: None     # it would wait for what never started
             raise ValueError(f"--cluster {address}: no Dask scheduler answers there ({error}); "
                              "start `dask scheduler` and name its address or its file") from None
         for name in (__name__, Workers.__module__):   # the workers cannot import us yet

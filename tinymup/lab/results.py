@@ -58,8 +58,7 @@ class Results:
         try:
             with open(self.path, "rb") as file:
                 for i, line in enumerate(file, 1):
-                    record = parsed(line)
-                    if record:
+                    if record := parsed(line):
                         record.pop("config", None)   # who has the key has it; it fills memory
                         records[record["key"]] = record
                     elif line.strip():
@@ -142,19 +141,21 @@ def parsed(line):
         if not mark and "version" in record:
             return None
         record["key"] = current_key(record)
-        return record if sound(record) else None
+        return record if sound(record, mark) else None
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return None                              # JSON of another kind
 
 
-def sound(record):
-    """Whether the values that tables are made of are what a run can have."""
-    loss, curve = record["loss"], record.get("curve", [])
+def sound(record, checked):
+    """Whether what is shown of a record can be a run's. A checksum vouches for all but the loss."""
+    loss, points, numbers = record["loss"], record.get("curve", []), {int, float, type(None)}
     return (isinstance(record["key"], str)
             and record["status"] in ("done", "diverged", "failed")
             and (type(loss) is float and math.isfinite(loss) if record["status"] == "done"
                  else loss is None)
-            and all(len(point) == 2 for point in curve))
+            and (checked or isinstance(record.get("sample", ""), str)
+                 and all(type(step) is int and type(y) in numbers for step, y in points)
+                 and {type(record.get(f)) for f in ("seconds", "tokens_per_second")} <= numbers))
 
 
 def current_key(record):
