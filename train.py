@@ -10,7 +10,7 @@ from tinymup.lab import data, dump, optimum, plan, plot, run, sweep  # noqa: E40
 from tinymup.lab.config import GROUPS  # noqa: E402
 from tinymup.lab.flags import Parser, add_config, configs_of, numbers  # noqa: E402
 from tinymup.lab.results import Results, finished  # noqa: E402
-from tinymup.lab.tables import FORMATS, explain  # noqa: E402
+from tinymup.lab.tables import TABLE_FORMATS, explain  # noqa: E402
 
 EXAMPLES = """Trains a network, or sweeps over widths and learning rates:
 
@@ -46,9 +46,9 @@ def parser():
                          help="where results.jsonl, plot.png and checkpoints go [runs/default]")
     machine.add_argument("--resume", action="store_true",
                          help="continue unfinished runs from their checkpoints")
-    machine.add_argument("--explain", nargs="?", const="markdown", choices=FORMATS,
+    machine.add_argument("--explain", nargs="?", const="markdown", choices=TABLE_FORMATS,
                          metavar="FORMAT", help="print what each parameter will get, and exit: "
-                         f"{', '.join(FORMATS)} [markdown]")
+                         f"{', '.join(TABLE_FORMATS)} [markdown]")
     machine.add_argument("--dump", type=Path, metavar="FOLDER",
                          help="train one run and write its numbers here, for a port; "
                               "--out is not used")
@@ -106,6 +106,8 @@ def main(arguments=None):
         flags = vars(p.parse_args(arguments))
         if flags["jobs"] < 1:
             raise ValueError(f"--jobs {flags['jobs']}: must be 1 or more")
+        if flags["cluster"] == "":
+            raise ValueError("--cluster is empty: give a scheduler's address or its file")
         configs = configs_of(flags)
         if flags["explain"]:
             return print(explain(configs, flags["explain"]))

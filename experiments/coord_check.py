@@ -120,7 +120,7 @@ def draw_slopes(ax, measured, expected):
         by_name.setdefault(m.name, {})[m.width] = m.spectral if m.rms is None else m.rms
     for name, sizes in by_name.items():
         widths, first = list(sizes), min(sizes)
-        theory = sum(expected[name]) / 2 if measured[0].rms is None else 0
+        theory = sum(expected["ΔW", name]) / 2 if measured[0].rms is None else 0
         ax.plot(widths, [sizes[w] / sizes[first] / (w / first)**theory for w in widths],
                 linewidth=1, **role(name)[1])
     for slope, words in (0, "0"), (0.5, "½"), (1, "1"):

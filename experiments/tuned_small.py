@@ -93,7 +93,7 @@ def draw():
     seeds = {name: sorted({p.seeds for points in by_width.values() for p in points})
              for name, by_width in found.items() if name != PER_WIDTH}
     save(figure, FIGURES / "tuned_small.png",
-         f"Tuned at width {base}, used at {last}: Transformer on Python source, 300 steps;\n"
+         f"Tuned at width {base}, used at every width: Transformer on Python source, 300 steps;\n"
          "mean and range of seeds (" + ", ".join(
              f"{name}: {' to '.join(map(str, count))}" for name, count in seeds.items()) + ")")
     return table(found)

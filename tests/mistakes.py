@@ -119,8 +119,8 @@ def heads(change):
 
 def gelu_with(gate):
     """GELU with another gate."""
-    return value(layers.ACTIVATIONS, gelu=(lambda x, mult, alpha: (
-        mult * x * gate(alpha * x), ops.gelu(x, mult, alpha)[1]), ops.gelu_backward))
+    return value(layers.ACTIVATIONS, gelu=(lambda x, factor, alpha: (
+        factor * x * gate(alpha * x), ops.gelu(x, factor, alpha)[1]), ops.gelu_backward))
 
 
 def branches(**fields):
@@ -428,12 +428,12 @@ MISTAKES = [
         logits=spec.logits if "query" in spec.name else None))),
     ("QK-Clip without the root", edit(optim.qk_clip, "xp.sqrt(threshold", "(threshold")),
     ("QK-Clip by absolute logits",
-     wrap(ops, "largest_logits", lambda f: lambda cache: (
+     wrap(ops, "largest_by_head", lambda f: lambda cache: (
          abs(ops.attention_logits(cache)) * (cache[3] > 0)).max((0, 2, 3)))),
-    ("QK-Clip by logits behind the mask", wrap(ops, "largest_logits", lambda f: lambda cache: (
+    ("QK-Clip by logits behind the mask", wrap(ops, "largest_by_head", lambda f: lambda cache: (
         ops.attention_logits(cache).max((0, 2, 3))))),
     ("QK-Clip of all heads alike",
-     wrap(ops, "largest_logits", lambda f: lambda cache: f(cache) * 0 + f(cache).max())),
+     wrap(ops, "largest_by_head", lambda f: lambda cache: f(cache) * 0 + f(cache).max())),
     ("QK-Clip not of biases", specs(lambda spec: spec._replace(
         logits=spec.logits if len(spec.shape) > 1 else None))),
     ("QK-Clip before the update",
@@ -458,10 +458,11 @@ MISTAKES = [
      wrap(unit_scaling, "readout_factors", lambda f: lambda i, o, n: (1 / i, 1 / i, n**-0.5))),
     ("u-μP: lookup's dw missing", attribute(unit_scaling, "lookup_factor", lambda *_: 1.0)),
     ("u-μP: gains' dw missing", attribute(unit_scaling, "gain_factor", lambda *_: 1.0)),
-    ("u-μP: SwiGLU's factor missing", value(unit_scaling.ACTIVATIONS, swiglu=lambda alpha: 1.0)),
-    ("u-μP: GELU's factor missing", value(unit_scaling.ACTIVATIONS, gelu=lambda alpha: 1.0)),
+    ("u-μP: SwiGLU's factor missing",
+     value(unit_scaling.ACTIVATION_FACTORS, swiglu=lambda alpha: 1.0)),
+    ("u-μP: GELU's factor missing", value(unit_scaling.ACTIVATION_FACTORS, gelu=lambda alpha: 1.0)),
     ("u-μP: activation's factor at α = 1", value(
-        unit_scaling.ACTIVATIONS, swiglu=lambda alpha: unit_scaling.silu_gate_factor(),
+        unit_scaling.ACTIVATION_FACTORS, swiglu=lambda alpha: unit_scaling.silu_gate_factor(),
         gelu=lambda alpha: unit_scaling.gelu_factor())),
     ("u-μP: attention's factor missing", unit(lambda s, _: s._replace(attention_out=1.0))),
     ("u-μP: attention's factor without a mask",

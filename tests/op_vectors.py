@@ -73,7 +73,7 @@ OPS = {
                       {"dskip": (6, 5), "dx": (6, 5)}, WEIGHTS, ("y",)),
     "attention_logits": (lambda q, k, v, n: (ops.attention_logits(
         ops.attention(q, k, v, n["scale"])[1]), None), None, HEADS, {"scale": 0.9}, ("y",)),
-    "largest_logits": (lambda q, k, v, n: (ops.largest_logits(
+    "largest_logits": (lambda q, k, v, n: (ops.largest_by_head(
         ops.attention(q, k, v, n["scale"])[1]), None), None, HEADS, {"scale": 0.9}, ("y",)),
     "cross_entropy": (lambda z, ids, n: ops.cross_entropy(z, ids, n["alpha"]), None,
                       {"logits": (6, 11), "targets": (6, "below", 11)}, {"alpha": 1.4},

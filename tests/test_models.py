@@ -280,7 +280,7 @@ def test_zero_readout_makes_a_uniform_guess_and_zero_query_equal_attention():
     network, params, ids, targets = prepared(replace(SMALL, zero_query=True), moved=0)
     assert not watched(network, params, ids, targets)["block0.attention_logits"].any()
     _, cache = network.model.forward(params, ids, network.architecture, network.scales)
-    (*_, c_attention, _, _), *_ = cache[1][0]
+    (c_attention, *_), *_ = cache[1][0]
     p = c_attention[3]                                             # (B, H, key, query)
     assert np.allclose(p, np.triu(np.ones((5, 5))) / np.arange(1, 6), rtol=1e-15)
 

@@ -64,7 +64,16 @@ def gradients(shape, steps=STEPS, seed=0):
 # Momentum
 
 def test_the_command_line_and_the_library_have_the_same_customary_settings():
-    assert settings(complete(Config(optimizer="muon"))) == MUON
+    assert settings(complete(Config(optimizer="muon"))) == MUON == optim.MUON
+
+
+def test_an_optimizer_without_settings_has_those_that_are_customary_for_its_rows():
+    """With momentum 0, the default of `Settings`, Muon would train, and train worse."""
+    w = np.zeros((4, 4))
+    for name, momentum, moments in ("muon", 0.95, {"w.m"}), ("sgd", 0.0, set()):
+        hidden, = resolve([Spec("w", "hidden", w.shape)], Hyperparameters(optimizer=name))
+        optimizer = optim.Optimizer([hidden], {"w": w})
+        assert optimizer.settings.momentum == momentum and optimizer.state.keys() == moments
 
 
 @pytest.mark.parametrize("nesterov", [True, False], ids=["nesterov", "plain"])

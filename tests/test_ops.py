@@ -100,15 +100,15 @@ PAIRS = {
     "gain": pair("gain", (N, C), (C,)),
     "gain times 0.7": pair("gain", (N, C), (C,), mult=EXACT),
     "relu": pair("relu", (N, F)),
-    "relu with factors": pair("relu", (N, F), mult=1.7, alpha=0.6),
+    "relu with factors": pair("relu", (N, F), factor=1.7, alpha=0.6),
     "gelu": pair("gelu", (N, F)),
-    "gelu with factors": pair("gelu", (N, F), mult=1.7, alpha=0.6),
+    "gelu with factors": pair("gelu", (N, F), factor=1.7, alpha=0.6),
     "silu_gate": pair("silu_gate", (N, F), (N, F)),
-    "silu_gate with factors": pair("silu_gate", (N, F), (N, F), mult=1.7, alpha=0.6),
+    "silu_gate with factors": pair("silu_gate", (N, F), (N, F), factor=1.7, alpha=0.6),
     "rope": pair("rope", (B, T, H, D), angles=ANGLES),
     "attention": pair("attention", *HEADS, scale=0.6),
     "attention, scale 1": pair("attention", *HEADS, scale=1.0),
-    "attention with a factor": pair("attention", *HEADS, scale=0.6, mult=1.7),
+    "attention with a factor": pair("attention", *HEADS, scale=0.6, factor=1.7),
     "residual": branch(1.0, 1.0, 1.0, 1.0),
     "residual, scaled on entering": branch(1.0, 0.3, 0.3, 1.0),
     "residual, scaled on leaving": branch(0.8, 0.6, 1.0, 0.6),
@@ -174,25 +174,25 @@ MUTANTS = [
     ("gelu", "gelu_backward", "6 * GELU_SLOPE", "2 * GELU_SLOPE"),
     ("gelu", "_gelu_backward", " + 1) * gate", ") * gate"),
     ("gelu", "_gelu_backward", " * (1 - gate)", ""),
-    ("gelu with factors", "gelu_backward", "times(mult, dx)", "dx"),
+    ("gelu with factors", "gelu_backward", "times(factor, dx)", "dx"),
     ("gelu with factors", "gelu_backward", "alpha**3", "alpha"),
     ("silu_gate", "silu_gate_backward", "(1 - s) * gate", "0 * gate"),
     ("silu_gate", "silu_gate_backward", "* s * x * dy", "* s * dy"),
     ("silu_gate with factors", "silu_gate_backward", " * alpha + 1", " + 1"),
-    ("silu_gate with factors", "silu_gate_backward", "times(mult, dgate)", "dgate"),
+    ("silu_gate with factors", "silu_gate_backward", "times(factor, dgate)", "dgate"),
     ("rope", "rope_backward", "(cos, minus_sin, sin)", "(cos, sin, minus_sin)"),
     ("attention", "attention_backward", "times(scale, ds.swapaxes(-1, -2) @ k)",
      "ds.swapaxes(-1, -2) @ k"),
-    ("attention with a factor", "attention_backward", "times(mult, dy)", "dy"),
+    ("attention with a factor", "attention_backward", "times(factor, dy)", "dy"),
     ("attention", "attention_backward", "ds[b] -= along[b]", "pass"),
     ("attention", "attention_backward", "ds[b] *= p[b]", "pass"),
     ("attention", "attention_backward", "dq.swapaxes(1, 2), dk.swapaxes(1, 2)",
      "dk.swapaxes(1, 2), dq.swapaxes(1, 2)"),
     ("attention", "attention_backward", "p @ dy", "p.swapaxes(-1, -2) @ dy"),
-    ("residual, scaled on both", "residual_backward", "times(weight.enter, dy)",
-     "times(weight.amount, dy)"),
-    ("residual, scaled on both", "residual_backward", "times(weight.skip, dy)", "dy"),
-    ("residual, scaled on leaving", "residual_join", "times(weight.leave, dx)", "dx"),
+    ("residual, scaled on both", "residual_backward", "times(branch.enter, dy)",
+     "times(branch.amount, dy)"),
+    ("residual, scaled on both", "residual_backward", "times(branch.skip, dy)", "dy"),
+    ("residual, scaled on leaving", "residual_join", "times(branch.leave, dx)", "dx"),
     ("residual", "residual_join", "dskip + times", "times"),
     ("cross_entropy", "cross_entropy_backward", "factor * (", "("),
     ("cross_entropy", "cross_entropy_backward", "p - (", "p - 0 * ("),
@@ -295,7 +295,7 @@ CALLED_APART = [      # what no pair calls, or only where nothing is kept yet
     lambda: ops.rope_angles.__wrapped__(T, H, D, np.float64),
     lambda: ops.causal_mask.__wrapped__(T, np.float64),
     lambda: ops.attention_logits(ops.attention(*heads(), 0.6)[1]),
-    lambda: ops.largest_logits(ops.attention(*heads(), 0.6)[1]),
+    lambda: ops.largest_by_head(ops.attention(*heads(), 0.6)[1]),
 ]
 SHAPE = r"\(((?:[A-Z1],? ?)*)\)"
 
@@ -390,7 +390,7 @@ def test_the_stated_shapes_are_found():
     stated = set(stating_shapes())
     assert stated >= {"linear", "bias", "lookup", "lookup_backward", "rmsnorm", "gain", "silu_gate",
                       "rope_angles", "rope", "causal_mask", "attention",
-                      "attention_logits", "largest_logits", "residual", "cross_entropy"}
+                      "attention_logits", "largest_by_head", "residual", "cross_entropy"}
     assert dict(claims_of(ops.attention))["P"] == (B, H, T, T)
     assert dict(claims_of(ops.cross_entropy)) == {"logits": (N, V), "targets": (N,), "loss": ()}
     assert ("inv", (N, 1)) in comments_of(ops.rmsnorm)
@@ -500,7 +500,7 @@ def test_largest_logits_are_the_largest_that_no_mask_hides():
     _, cache = ops.attention(q, k, v, -0.6)
     s = ops.attention_logits(cache)
     seen = s[..., np.triu(np.ones((T, T), bool))].max((0, 2))      # key not later than query
-    assert np.allclose(ops.largest_logits(cache), seen, rtol=1e-14)
+    assert np.allclose(ops.largest_by_head(cache), seen, rtol=1e-14)
     assert (seen < s.max((0, 2, 3))).any()
 
 

@@ -343,7 +343,8 @@ def test_runs_that_are_one_program_are_trained_once_and_recorded_under_both_keys
     assert command(ALIKE, tmp_path) == 0
 
 
-def test_a_finished_run_answers_for_the_same_program_under_another_name(tmp_path, monkeypatch):
+def test_a_finished_run_answers_for_the_same_program_under_another_name(
+        tmp_path, monkeypatch, capsys):
     at_base = [*TINY, "--width", "32", "--base-width", "32", "--no-plot"]
     assert command([*at_base, "--param", "ntk"], tmp_path) == 0    # one run: in this process
     monkeypatch.setattr(sweep.Workers, "train", no_training)
@@ -351,6 +352,7 @@ def test_a_finished_run_answers_for_the_same_program_under_another_name(tmp_path
     found = lines(tmp_path)
     assert [r["config"]["param"] for r in found] == ["ntk", "mup", "sp"]
     assert len({r["loss"] for r in found}) == 1
+    assert "2 of them under another name" in capsys.readouterr().err
 
 
 def test_a_failed_run_fails_under_both_names_and_is_tried_again(tmp_path, monkeypatch):

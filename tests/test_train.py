@@ -209,6 +209,7 @@ def test_the_base_may_be_larger_than_the_width(parsed):
     (["--seq", "100000"], "--seq 100000"),    # of a text that is shorter
     (["--jobs", "0"], "--jobs"),
     (["--jobs", "two"], "two"),
+    (["--cluster", ""], "--cluster is empty"),
     (["--dtype", "float16"], "float16"),
     (["--device", "tpu"], "tpu"),
     (["--out", __file__], __file__),

@@ -550,6 +550,13 @@ def test_u_mup_has_neither_a_base_model_nor_the_multipliers_of_mup(name, capsys)
     assert text.count("\n") == 1 and flag(name) in text
 
 
+def test_the_scales_of_the_chain_rule_are_refused_to_u_mup():
+    """Their gradients lack the factors that u-μP's learning rates count on."""
+    a, hyper = transformer.Architecture(), resolve.Hyperparameters(param="umup")
+    with pytest.raises(ValueError, match="unit_scaling.scales"):
+        network.exact_scales(resolve.resolve(transformer.specs(a), hyper), a, a, hyper)
+
+
 def test_u_mup_takes_no_depth_rule_because_it_has_one():
     with pytest.raises(ValueError, match="--depth-rule completep means nothing to --param umup"):
         complete(Config(param="umup", depth_rule="completep"))

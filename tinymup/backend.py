@@ -11,7 +11,7 @@ import numpy
 
 
 class ArrayModule:
-    """`xp.exp` is `exp` of the array module in use, and so for all names. `use` sets the module."""
+    """Stands for the array module in use, which `use` sets: `xp.exp` is NumPy's or CuPy's `exp`."""
     module = numpy
 
     def __getattr__(self, name):

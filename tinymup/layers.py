@@ -8,14 +8,14 @@ from . import ops
 
 
 class Scales(NamedTuple):
-    """The numbers that both passes need. Those with a default matter to u-μP or the Transformer."""
-    mult: dict                     # parameter → ops.Mult; "output" if the readout is tied
+    """The factors in both passes. The defaults are those of an MLP under SP, NTK or μP."""
+    mult: dict                     # parameter → ops.Mult; also "output" if the readout is tied
     attention: float = 1.0         # on the attention logits q·k
     branches: tuple = ()           # an ops.Branch for each residual branch
     attention_out: float = 1.0     # on the output of the attention
     activation: float = 1.0        # on the output of the activation
-    activation_alpha: float = 1.0  # on what the activation squashes
-    logits: float = 1.0            # on the logits in the softmax of the loss
+    activation_alpha: float = 1.0  # α of the activation f(αx)/α
+    logits: float = 1.0            # on the logits, before the softmax of the loss
     dlogits: float = None          # on softmax − onehot; None: the gradient of the mean loss
 
 
@@ -57,7 +57,7 @@ def norm_backward(dy, cache, grads, name):
 
 
 def activation(x, kind, scales):
-    """ReLU or GELU, a key of `ACTIVATIONS`."""
+    """ReLU or GELU of x; kind is a key of `ACTIVATIONS`."""
     return ACTIVATIONS[kind][0](x, scales.activation, scales.activation_alpha)
 
 def activation_backward(dy, cache, kind):

@@ -1,7 +1,7 @@
 """A next-byte MLP: embeds the last bytes side by side and sends them through dense layers.
 
 This is the smallest complete model (Bengio et al. 2003). `specs` declares its parameters, `forward`
-computes the logits, and `backward` is the forward read upwards. Read next: transformer.py."""
+computes the logits, and `backward` goes through its lines in reverse. Read next: transformer.py."""
 from typing import NamedTuple
 
 from . import ops
@@ -34,7 +34,7 @@ def specs(a):
 
 
 def forward(p, ids, a, scales, watch=ignore):
-    """logits (B·T, V) of the token after each of ids (B, T). Zeros stand before the first token."""
+    """The logits (B·T, V) of the token after each of ids (B, T). Zeros stand before the text."""
     batch, time = ids.shape
     padded = xp.concatenate([xp.zeros((batch, a.context - 1), ids.dtype), ids], axis=1)
     windows = xp.arange(time)[:, None] + xp.arange(a.context)

@@ -19,7 +19,7 @@ def initialize(rows, seed=0, dtype="float32"):
 
 
 class Network(NamedTuple):
-    """What a forward and a backward pass need beside the parameters. Token ids are (B, T)."""
+    """What a forward and a backward pass need besides the parameters. Token ids are (B, T)."""
     model: object            # a module with specs, forward and backward
     architecture: tuple
     rows: list
@@ -61,7 +61,9 @@ def build(model, architecture, base, hyper):
     return Network(model, architecture, rows, scales, hyper.loss_scale)
 
 def exact_scales(rows, architecture, base, hyper):
-    """The `Scales` of SP, NTK and μP, where gradients follow the chain rule."""
+    """The `Scales` of SP, NTK and μP, whose gradients obey the chain rule. ValueError for u-μP."""
+    if PARAMETRIZATIONS[hyper.param].base_free:
+        raise ValueError("u-μP's gradients carry factors of their own: use unit_scaling.scales")
     mult = {row.name: ops.Mult.exact(row.mult) for row in rows}
     for row in rows:
         if row.role == "tied":

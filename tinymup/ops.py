@@ -60,7 +60,7 @@ def lookup_backward(dy, cache):
     """dw = mult.dw · onehot(ids)ᵀ dy          onehot (N, V)"""
     ids, w, mult = cache
     onehot = (ids[:, None] == xp.arange(w.shape[0])).astype(dy.dtype)
-    return times(mult.dw, onehot.T @ dy)   # in a fixed order, as scattered adds on a GPU are not
+    return times(mult.dw, onehot.T @ dy)   # sums in a fixed order; scattered adds on a GPU do not
 
 
 def rmsnorm(x, eps=1e-6):
@@ -70,7 +70,7 @@ def rmsnorm(x, eps=1e-6):
     return y, (y, inv)
 
 def rmsnorm_backward(dy, cache):
-    """dx = (dy − y · mean_C(dy · y)) / rms          (no part along y: a longer x has the same y)"""
+    """dx = (dy − y · mean_C(dy · y)) / rms          orthogonal to x, whose length y ignores"""
     y, inv = cache
     dx = y * -row_mean(dy, y)
     return (dx + dy) * inv
@@ -90,24 +90,24 @@ def gain_backward(dy, cache):
     return dy * (mult.y * weight), mult.dw * (dy * x).sum(0)
 
 
-def relu(x, mult=1.0, alpha=1.0):
-    """y = mult · max(x, 0)          alpha changes nothing, since relu(α x)/α = relu(x)"""
-    slope = times(mult, (x > 0).astype(x.dtype))
+def relu(x, factor=1.0, alpha=1.0):
+    """y = factor · max(x, 0)          alpha changes nothing, since relu(α x)/α = relu(x)"""
+    slope = times(factor, (x > 0).astype(x.dtype))
     return x * slope, slope
 
 def relu_backward(dy, slope):
-    """dx = mult · dy where x > 0, else 0"""
+    """dx = factor · dy where x > 0, else 0"""
     return dy * slope
 
 
 # G is within 5e-4 of the normal distribution function (Hendrycks & Gimpel 2016, arXiv:1606.08415).
 GELU_SLOPE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
 
-def gelu(x, mult=1.0, alpha=1.0):
-    """y = mult · x · G,   G = (1 + tanh(√(2/π) (z + 0.044715 z³)))/2,   z = α x"""
+def gelu(x, factor=1.0, alpha=1.0):
+    """y = factor · x · G,   G = (1 + tanh(√(2/π) (z + 0.044715 z³)))/2,   z = α x"""
     y, gate = xp.empty_like(x), xp.empty_like(x)                  # gate: G
     _gelu(x, gate, y, cube=GELU_SLOPE * GELU_CUBE * alpha**3, slope=GELU_SLOPE * alpha)
-    return times(mult, y), (x, gate, mult, alpha)
+    return times(factor, y), (x, gate, factor, alpha)
 
 @fused
 def _gelu(x, gate, y, *, cube, slope):
@@ -117,29 +117,29 @@ def _gelu(x, gate, y, *, cube, slope):
     xp.multiply(x, gate, out=y)
 
 def gelu_backward(dy, cache):
-    """dx = mult · dy · (G + G (1 − G) x · 2 α √(2/π) (1 + 3 · 0.044715 z²))"""
-    x, gate, mult, alpha = cache
+    """dx = factor · dy · (G + G (1 − G) x · 2 α √(2/π) (1 + 3 · 0.044715 z²))"""
+    x, gate, factor, alpha = cache
     dx = xp.empty_like(x)
     _gelu_backward(x, gate, dy, dx,
                    cube=6 * GELU_SLOPE * GELU_CUBE * alpha**3, slope=2 * GELU_SLOPE * alpha)
-    return times(mult, dx)
+    return times(factor, dx)
 
 @fused
 def _gelu_backward(x, gate, dy, dx, *, cube, slope):
     xp.multiply(((x * x * cube + slope) * x * (1 - gate) + 1) * gate, dy, out=dx)
 
 
-def silu_gate(x, gate, mult=1.0, alpha=1.0):
-    """y = mult · x · gate · σ(α gate)     all (N, F)     SwiGLU, Shazeer 2020, arXiv:2002.05202"""
+def silu_gate(x, gate, factor=1.0, alpha=1.0):
+    """y = factor · x · gate · σ(α gate)    all (N, F)   SwiGLU: Shazeer 2020, arXiv:2002.05202"""
     s = 1 / (1 + xp.exp(-alpha * gate))
-    a = times(mult, gate * s)
-    return x * a, (x, gate, s, a, mult, alpha)
+    a = times(factor, gate * s)
+    return x * a, (x, gate, s, a, factor, alpha)
 
 def silu_gate_backward(dy, cache):
-    """dx = mult · dy · gate σ      dgate = mult · dy · x σ (1 + α gate (1 − σ))"""
-    x, gate, s, a, mult, alpha = cache
+    """dx = factor · dy · gate σ      dgate = factor · dy · x σ (1 + α gate (1 − σ))"""
+    x, gate, s, a, factor, alpha = cache
     dgate = ((1 - s) * gate * alpha + 1) * s * x * dy
-    return dy * a, times(mult, dgate)
+    return dy * a, times(factor, dgate)
 
 
 @kept
@@ -172,8 +172,8 @@ def causal_mask(time, dtype):
     """(T, T): 0 where the key (row) is not later than the query (column), else −inf."""
     return xp.tril(xp.full((time, time), -math.inf, dtype), -1)
 
-def attention(q, k, v, scale, mult=1.0):
-    """y = mult · Pᵀ v,   P = softmax_keys(s + mask),   s = scale · k qᵀ
+def attention(q, k, v, scale, factor=1.0):
+    """y = factor · Pᵀ v,   P = softmax_keys(s + mask),   s = scale · k qᵀ
     q, k, v, y (B, T, H, D)   P, s (B, H, T, T): a row per key, a column per query. The softmax runs
     over the second-last axis, where NumPy reduces whole rows at once."""
     q = (q * scale).swapaxes(1, 2)                                # (B, H, T, D)
@@ -187,12 +187,12 @@ def attention(q, k, v, scale, mult=1.0):
         xp.exp(s, out=s)
         s /= s.sum(-2, keepdims=True)
     y = p.swapaxes(-1, -2) @ v
-    return times(mult, y).swapaxes(1, 2), (q, k, v, p, y, largest, scale, mult)
+    return times(factor, y).swapaxes(1, 2), (q, k, v, p, y, largest, scale, factor)
 
 def attention_backward(dy, cache):
     """dv = P dy     ds = P · (dP − Σ_keys dP · P)     dq = scale · dsᵀ k     dk = scale · ds q"""
-    q, k, v, p, y, _, scale, mult = cache
-    dy = times(mult, dy).swapaxes(1, 2)
+    q, k, v, p, y, _, scale, factor = cache
+    dy = times(factor, dy).swapaxes(1, 2)
     dv = p @ dy
     along, ds = (dy * y).sum(-1)[:, :, None], xp.empty_like(p)    # along: Σ_keys dP · P
     for b in blocks(ds):
@@ -208,7 +208,7 @@ def attention_logits(cache):
     q, k, *_ = cache
     return k @ q.swapaxes(-1, -2)
 
-def largest_logits(cache):
+def largest_by_head(cache):
     """The largest attention logit of each head in the batch, as the softmax saw it          (H,)"""
     *_, largest, _, _ = cache
     return largest.max((0, 2, 3))
@@ -223,17 +223,17 @@ class Branch(NamedTuple):
     enter: float
     leave: float
 
-def residual(x, branch, weight):
-    """y = skip · x + amount · branch          x, branch, y (N, C)   weight a `Branch`"""
-    return times(weight.skip, x) + times(weight.amount, branch), weight
+def residual(x, fx, branch):
+    """y = skip · x + amount · fx          x, fx, y (N, C)   branch a `Branch`"""
+    return times(branch.skip, x) + times(branch.amount, fx), branch
 
-def residual_backward(dy, weight):
-    """dskip = skip · dy      dbranch = enter · dy, which goes back through f to `residual_join`"""
-    return times(weight.skip, dy), times(weight.enter, dy)
+def residual_backward(dy, branch):
+    """dskip = skip · dy      dfx = enter · dy, to be sent back through f to `residual_join`"""
+    return times(branch.skip, dy), times(branch.enter, dy)
 
-def residual_join(dskip, dx, weight):
+def residual_join(dskip, dx, branch):
     """dx = dskip + leave · dx, where the gradients of skip and branch meet"""
-    return dskip + times(weight.leave, dx)
+    return dskip + times(branch.leave, dx)
 
 
 def cross_entropy(logits, targets, alpha=1.0, factor=None):

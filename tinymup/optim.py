@@ -22,13 +22,15 @@ class Settings(NamedTuple):
 def schedule(kind, step, steps, warmup):
     """s_t ∈ (0, 1], the factor on every learning rate in step 0 … steps − 1.
     It rises from 1/warmup to 1. Then "constant" stays at 1, "linear" falls to 1/(steps − warmup),
-    "cosine" falls towards 0 in half a period, and "wsd" falls in the last fifth only, in a line."""
+    "cosine" falls to 0 in half a period, "wsd" (warmup-stable-decay) linearly in the last fifth."""
     if step < warmup:
         return (step + 1) / warmup
     left = (steps - step) / (steps - warmup)
     return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2,
             "wsd": min(1.0, left / 0.2)}[kind]
 
+
+MUON = Settings(momentum=0.95, nesterov=True)   # Jordan's, see `muon`
 
 # The updates write into all of their arrays but g. u and scratch are work space.
 @fused
@@ -50,12 +52,9 @@ def momentum_numbers(settings):
 
 def sgd(w, g, m, u, lr, settings):
     """w ← w − lr · u, with u = g if m is None, else the momentum of g in the sum form."""
-    if m is None:
-        xp.multiply(g, lr, out=u)
-    else:
+    if m is not None:
         momentum(m, g, u, **momentum_numbers(settings._replace(momentum_form="sum")))
-        u *= lr
-    w -= u
+    w -= xp.multiply(g if m is None else u, lr, out=u)
 
 
 @fused
@@ -82,10 +81,10 @@ def bias_corrected(lr, eps, betas, t):
     return lr * root / (1 - betas[0]**t), eps * root
 
 
-def muon(weights, grads, momenta, lrs, settings=Settings(momentum=0.95, nesterov=True), heads=1):
-    """w ← w − lr · O for matrices of one shape, with O the orthogonal factor of the momentum of w.
-    The singular values of O are close to 1, so lr is the spectral norm of the step. If heads > 1,
-    each block of columns (I, D) of w (I, heads · D) has an orthogonal factor of its own.
+def muon(weights, grads, momenta, lrs, settings=MUON, heads=1):
+    """w ← w − lr · O for a list of matrices of one shape; O is U Vᵀ of the momentum U diag(s) Vᵀ.
+    Newton–Schulz makes the singular values of O nearly 1, so lr is the spectral norm of the step.
+    If heads > 1, each block of columns (I, D) of w (I, heads · D) has its own O.
     (Jordan et al. 2024, kellerjordan.github.io/posts/muon.)"""
     count, (fan_in, fan_out) = len(weights), weights[0].shape
     u = xp.empty((count, fan_in, fan_out), weights[0].dtype)
@@ -100,7 +99,7 @@ def muon(weights, grads, momenta, lrs, settings=Settings(momentum=0.95, nesterov
 
 
 def qk_clip(params, rows, largest, threshold):
-    """W_q, W_k ← √γ_h W_q, √γ_h W_k for each head h after an update,   γ_h = min(1, τ/S_h)
+    """W_q, W_k ← √γ_h W_q, √γ_h W_k for each head h after an update,   γ_h = min(1, threshold/S_h)
     largest: name of the attention logits → S_h (H,), the largest of this step. Logits are linear in
     W_q and in W_k, so γ_h multiplies them. (MuonClip, Kimi K2 2025, arXiv:2507.20534.)"""
     for row in rows:
@@ -112,8 +111,8 @@ def qk_clip(params, rows, largest, threshold):
 
 def clip(grads, rows, most):
     """g ← min(1, most / norm) · g for all gradients g, with the norm of all g/A together.
-    g/A is the gradient of the effective weight A·w. Tables that describe the same training agree on
-    it. u-μP's gradients carry factors of their own, so there the norm is only a scale."""
+    g/A is the gradient of A·w, on which tables that describe the same training agree. u-μP's
+    gradients are scaled ones, so under u-μP `most` means something else than elsewhere."""
     squares = sum(xp.vdot(grads[row.name], grads[row.name]).real * row.mult**-2 for row in rows)
     factor = xp.minimum(1.0, most / xp.sqrt(squares))             # stays on the device
     for g in grads.values():
@@ -121,17 +120,19 @@ def clip(grads, rows, most):
 
 
 class Optimizer:
-    """Updates parameters as their rows say, and keeps the moments from one step to the next."""
-    def __init__(self, rows, params, settings=Settings()):
-        self.rows, self.settings = rows, settings
-        moments = {"sgd": "m" if settings.momentum else "", "adamw": "mv", "muon": "m"}
+    """Updates parameters as their rows say, and keeps the moments from one step to the next.
+    settings None: `MUON` if Muon updates a row, else plain SGD or AdamW."""
+    def __init__(self, rows, params, settings=None):
+        default = MUON if any(row.optimizer == "muon" for row in rows) else Settings()
+        self.rows, self.settings = rows, settings or default
+        moments = {"sgd": "m" if self.settings.momentum else "", "adamw": "mv", "muon": "m"}
         self.state = {f"{row.name}.{moment}": xp.zeros_like(params[row.name])   # for checkpoints
                       for row in rows for moment in moments[row.optimizer]}
         self.scratch = xp.empty_like(max(params.values(), key=lambda w: w.size)).reshape(-1)
 
     def step(self, params, grads, t, factor=1.0):
         """Updates params in place. t counts from 0; factor is the schedule's s_t."""
-        s, stacks = self.settings, {}
+        settings, stacks = self.settings, {}
         for row in self.rows:
             w, g, lr = params[row.name], grads[row.name], factor * row.lr
             m, v = self.state.get(f"{row.name}.m"), self.state.get(f"{row.name}.v")
@@ -142,10 +143,10 @@ class Optimizer:
                 stack = stacks.setdefault((row.shape, row.heads), [])
                 stack.append((w, g, m, lr * row.shape_factor))
             elif row.optimizer == "adamw":
-                lr, eps = bias_corrected(lr, row.eps, s.betas, t + 1)
-                adamw(w, g, m, v, scratch,
-                      lr=lr, eps=eps, share1=1 - s.betas[0], share2=1 - s.betas[1])
+                lr, eps = bias_corrected(lr, row.eps, settings.betas, t + 1)
+                adamw(w, g, m, v, scratch, lr=lr, eps=eps,
+                      share1=1 - settings.betas[0], share2=1 - settings.betas[1])
             else:
-                sgd(w, g, m, scratch, lr, s)
+                sgd(w, g, m, scratch, lr, settings)
         for (_, heads), stack in stacks.items():
-            muon(*zip(*stack), s, heads)
+            muon(*zip(*stack), settings, heads)

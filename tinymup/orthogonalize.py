@@ -27,12 +27,12 @@ POLAR_EXPRESS = (
     (1.875, -1.25, 0.375),
 )
 
-COEFFICIENTS = {   # in brackets: the interval to which the customary steps carry [0.01, 1]
-    # Jordan et al. 2024, kellerjordan.github.io/posts/muon [0.682, 1.134], the limit: p(1) = 0.70
+COEFFICIENTS = {   # in brackets: where the customary steps carry singular values in [0.01, 1]
+    # Jordan et al. 2024, kellerjordan.github.io/posts/muon [0.682, 1.134]; more steps do not help
     "keller": Coefficients(((3.4445, -4.7750, 2.0315),)),
     # docs.modula.systems, Newton-Schulz, the cubic iteration [0.076, 1]
     "cubic": Coefficients(((3 / 2, -1 / 2, 0.0),)),
-    # the same page, the quintic iteration [0.972, 1.188]. p'(1) = −0.6 multiplies the error
+    # the same page, the quintic iteration [0.972, 1.188]; near 1 a step multiplies errors by −0.6
     "quintic-convergent": Coefficients(((3.0, -16 / 5, 6 / 5),)),
     # github.com/microsoft/dion, dion/muon.py [0.978, 1.032]
     "tuned-5": Coefficients((
@@ -63,8 +63,7 @@ def newton_schulz(g, steps=None, coefficients=COEFFICIENTS["keller"]):
     norm = xp.sqrt((g * g).sum(axis=(-2, -1), keepdims=True))             # (…, 1, 1)
     x = g / (coefficients.safety * xp.maximum(norm, 1e-15))           # an `if` would wait for a GPU
     for a, b, c in triples_of(steps, coefficients):
-        # The smaller Gram matrix, taken from the right for a tall x instead of transposing x. NumPy
-        # computes the product of a matrix with its own transpose in half the time of another.
+        # The smaller Gram matrix. NumPy computes it as a symmetric product, half the operations.
         xt = x.swapaxes(-2, -1)
         gram = xt @ x if tall else x @ xt                                 # (…, k, k)
         quadratic = b * gram + c * (gram @ gram)

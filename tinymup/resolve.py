@@ -15,19 +15,19 @@ class Spec(NamedTuple):
     role: str                  # a key of `ROLES`
     shape: tuple               # (fan_in, fan_out) of a matrix, (length,) of a vector
     mean: float = 0.0          # 1 for a norm gain
-    std: float = 1.0           # in units of the table's; 0 for what starts constant
+    std: float = 1.0           # a factor on the table's; 0 if all values start at the mean
     in_branch: bool = False    # inside a residual branch, where depth counts
     head_dim: int = None       # of a matrix whose columns are heads: the columns of one head
     logits: str = None         # the attention logits that are linear in it, which QK-Clip bounds
     lookups: int = 0           # of a lookup table: rows read per token
-    constrained: bool = True   # u-μP: its input also flows past it, see unit_scaling.py
-    rounded: bool = False      # its product may have low precision (u-μP's paper: not critical)
+    constrained: bool = True   # u-μP: dx_factor has to equal y_factor, see unit_scaling.py
+    rounded: bool = False      # u-μP's paper rounds its product to FP8 ("non-critical")
     base_shape: tuple = None   # the same sizes in the base model; None: those of this model
     base_head_dim: int = None
 
 def relative_to(specs, base_specs):
-    """The specs with the sizes of the same parameters in the base model, made at equal depth.
-    Errors: ValueError if the two lists name different parameters."""
+    """The specs, each with the shape of the same parameter in the base model.
+    Both lists have the same depth. Errors: ValueError if they name different parameters."""
     specs, base_specs = list(specs), list(base_specs)
     if [spec.name for spec in specs] != [base.name for base in base_specs]:
         raise ValueError("the model and its base model declare different parameters: give both the "
@@ -53,7 +53,7 @@ class Hyperparameters(NamedTuple):
     muon_scale: str = "spectral"   # a key of `SHAPE_FACTORS`
     muon_per_head: bool = False    # orthogonalise the heads of queries, keys and values one by one
     matmul_format: str = "float"   # a key of `MATMUL_FORMATS`; float: products are not rounded
-    rounded: str = "noncritical"   # the specs' rounded products, or all products with a matrix
+    rounded: str = "noncritical"   # which products: of specs with `rounded`, or "all"
     loss_scale: float = 1.0        # a factor on all gradients of the backward pass
     alpha_attn: float = 1.0        # u-μP's multipliers
     alpha_ffn: float = 1.0
@@ -98,8 +98,8 @@ def size_of(spec, table, depth_ratio=1.0):
 
 def resolve(specs, hyper=Hyperparameters(), depth_ratio=1.0):
     """One `Row` per spec. depth_ratio: the model's depth over that of the base model.
-    Weight decay is w ← (1 − s·λ) w if independent, with s the schedule's factor. Coupled, as in
-    PyTorch, it is w ← (1 − s·lr·λ) w, and λ grows as lr shrinks: lr·λ is the same for all sizes.
+    Independent weight decay is w ← (1 − s_t·λ) w, with s_t the schedule's factor. Coupled, as in
+    PyTorch, it is w ← (1 − s_t·lr·λ) w; there λ grows as lr shrinks, so that lr·λ does not change.
     Errors: ValueError for a role without a rule, and for Muon on what is no matrix."""
     return [_row(spec, PARAMETRIZATIONS[hyper.param], hyper, depth_ratio) for spec in specs]
 
@@ -115,14 +115,12 @@ def _row(spec, table, hyper, depth_ratio):
     user_mult = {"embedding": hyper.embed_mult, "tied": hyper.embed_mult / base_init,
                  "output": hyper.output_mult}
 
-    optimizer, base_lr, shape_factor, heads = hyper.optimizer, hyper.lr, 1.0, 1
+    optimizer, base_lr = hyper.optimizer, hyper.lr
     if optimizer == "muon" and spec.role != "hidden":
         optimizer = "adamw"
         base_lr = hyper.lr if hyper.adam_lr is None else hyper.adam_lr
-    if optimizer == "muon":
-        per_lr, shape_factor, heads = muon_numbers(spec, table, hyper)
-    else:
-        per_lr = getattr(rule, optimizer).at(size)
+    per_lr, shape_factor, heads = (muon_numbers(spec, table, hyper) if optimizer == "muon"
+                                   else (getattr(rule, optimizer).at(size), 1.0, 1))
     lr = base_lr * per_lr * getattr(depth, optimizer).at(size)
     coupled = hyper.decay_form == "coupled"
     weight_decay = hyper.weight_decay * (base_lr / lr if coupled else 1.0)
@@ -152,7 +150,7 @@ def muon_numbers(spec, table, hyper):
 
 
 def attention_scale(param, head_dim, base_head_dim):
-    """The factor on q·k: 1/√d (SP, NTK), √d₀/d with the base's d₀ (μP), or 1/d (u-μP)."""
+    """The factor on q·k: 1/√d (SP, NTK), √d₀/d with the base's d₀ (μP), or 1/d (u-μP, no d₀)."""
     table = PARAMETRIZATIONS[param]
     base = 1 if table.base_free else base_head_dim
     return table.attention.at(Size(fan_in=head_dim / base)) * PER_ROOT_IN.at(Size(fan_in=base))

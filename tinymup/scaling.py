@@ -1,4 +1,4 @@
-"""The scaling tables. Every number that depends on a width or a depth is a cell of this file.
+"""The scaling tables: how initial values, multipliers and learning rates follow width and depth.
 
 A cell is a power of fan_in, fan_out and depth, stored as exponents. Training evaluates it, the
 README prints it, and the tests check it as algebra. A weight matrix has shape (fan_in, fan_out) and
@@ -17,7 +17,7 @@ class Size(NamedTuple):
 
 
 class Power(NamedTuple):
-    """fan_in^i · fan_out^o · depth^d, stored as the three exponents."""
+    """fan_in^i · fan_out^o · depth^d as its exponents, which `times` adds and `over` subtracts."""
     fan_in: float = 0.0
     fan_out: float = 0.0
     depth: float = 0.0
@@ -102,12 +102,12 @@ PER_IN, PER_ROOT_IN = Power(fan_in=-1), Power(fan_in=-1/2)
 OUT_PER_IN, PER_ROOT_IN_OUT = Power(fan_in=-1, fan_out=1), Power(fan_in=-1/2, fan_out=-1/2)
 
 # Initial standard deviations of the base model, as powers of its sizes themselves, not of ratios.
-# They turn unit variance in into unit variance out. A tied matrix starts like a readout, and its
-# lookup is multiplied up to unit variance (arXiv:1706.03762, §3.4).
+# With them a layer turns inputs of variance 1 into outputs of variance 1. A tied matrix starts like
+# a readout, and a multiplier brings its lookup to variance 1 (arXiv:1706.03762, §3.4).
 BASE_INIT = {"embedding": ONE, "input": PER_ROOT_IN, "hidden": PER_ROOT_IN, "output": PER_ROOT_IN,
              "vector": ONE, "scalar": ONE, "tied": PER_ROOT_OUT}
 
-# Standard parametrization, chosen without regard to width (arXiv:2203.03466, Table 3, in brackets).
+# Standard parametrization: lr ignores the width. (arXiv:2203.03466, Table 3, in brackets.)
 SP = {
     #                  init          mult         sgd          adamw
     "embedding": Rule(ONE,          ONE,         ONE,         ONE),
@@ -132,8 +132,8 @@ NTK = {
 }
 NTK["tied"] = NTK["embedding"]
 
-# Maximal update parametrization (arXiv:2203.03466, Table 8). All widths of the paper grow together,
-# so its SGD cell for hidden weights is 1. In general it is fan_out/fan_in.
+# Maximal update parametrization (arXiv:2203.03466, Table 8). In the paper all widths grow together,
+# and its SGD cell for hidden weights is 1. For unequal ratios the cell is fan_out/fan_in.
 MUP = {
     "embedding": Rule(ONE,          ONE,         OUT,         ONE),
     "input":     Rule(ONE,          ONE,         OUT,         ONE),
@@ -145,7 +145,7 @@ MUP = {
 MUP["tied"] = MUP["embedding"]
 
 # Table 3 has no multipliers: it shifts the readout of Table 8 by θ = fan_in. Table 9 has one SGD
-# learning rate: it shifts the readout by √fan_in and what reads the data by √fan_out.
+# learning rate: it shifts the readout by √fan_in, and embedding, input and vectors by √fan_out.
 MUP_TABLE3 = MUP | {"output": shifted(MUP["output"], IN)}
 del MUP_TABLE3["tied"]   # the two uses of a tied matrix would need different learning rates
 MUP_TABLE9 = MUP | {"output": shifted(MUP["output"], ROOT_IN)} | {
@@ -185,8 +185,8 @@ class DepthRule(NamedTuple):
 
 def depth_rule(alpha):
     """Branch weight L^-α, with L the depth relative to the base, and the rates that go with it.
-    The updates of all branches together must change the network as much at every depth. Adam and
-    Muon need lr · L^(α−1). SGD needs lr · L^(2α−1), since the gradient carries the branch weight.
+    The updates of all branches, L aligned terms, must change the stream by the same amount at every
+    depth. So Adam and Muon need lr · L^(α−1), and SGD, whose gradient carries L^-α, lr · L^(2α−1).
     (Yang et al. 2023, arXiv:2310.02244; Dey et al. 2025, arXiv:2505.01618; SGD, Muon: derived.)"""
     return DepthRule(Power(depth=-alpha), Power(depth=2*alpha - 1), Power(depth=alpha - 1))
 

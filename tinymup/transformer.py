@@ -1,7 +1,7 @@
 """A decoder-only Transformer: pre-norm blocks of causal attention with RoPE and a feed-forward net.
 
 A block adds two branches to the residual stream x (N, C), N = B·T: attention, then the feed-forward
-net. Each backward is its forward read upwards. Read next: orthogonalize.py, then optim.py."""
+net. Each backward goes through its forward in reverse. Read next: orthogonalize.py, optim.py."""
 from typing import NamedTuple
 
 from . import layers, ops
@@ -68,20 +68,20 @@ def attention_branch(x, p, block, a, scales, watch):
     q, c_q = dense(n, p, block + "query", scales)
     k, c_k = dense(n, p, block + "key", scales)
     v, c_v = dense(n, p, block + "value", scales)
-    heads = (*x.shape[:2], a.width // a.head_dim, a.head_dim)
-    angles = ops.rope_angles(heads[1], heads[2], a.head_dim, x.dtype, a.rope_base)
-    q, _ = ops.rope(q.reshape(heads), angles)
-    k, _ = ops.rope(k.reshape(heads), angles)
-    y, c_attention = ops.attention(q, k, v.reshape(heads), scales.attention, scales.attention_out)
+    split = (*x.shape[:2], a.width // a.head_dim, a.head_dim)     # (B, T, H, D)
+    angles = ops.rope_angles(*split[1:], x.dtype, a.rope_base)
+    q, _ = ops.rope(q.reshape(split), angles)
+    k, _ = ops.rope(k.reshape(split), angles)
+    y, c_attention = ops.attention(q, k, v.reshape(split), scales.attention, scales.attention_out)
     if watch is not ignore:
         watch(block + "attention_logits", ops.attention_logits(c_attention))
     y, c_out = dense(y.reshape(n.shape), p, block + "attention_out", scales)
-    return y, (c_norm, c_q, c_k, c_v, angles, c_attention, c_out, heads)
+    return y, (c_attention, c_norm, c_q, c_k, c_v, angles, c_out, split)
 
 def attention_branch_backward(dy, cache, grads, block):
-    c_norm, c_q, c_k, c_v, angles, c_attention, c_out, heads = cache
+    c_attention, c_norm, c_q, c_k, c_v, angles, c_out, split = cache
     da = dense_backward(dy, c_out, grads, block + "attention_out")
-    dq, dk, dv = ops.attention_backward(da.reshape(heads), c_attention)
+    dq, dk, dv = ops.attention_backward(da.reshape(split), c_attention)
     dk = ops.rope_backward(dk, angles)
     dq = ops.rope_backward(dq, angles)
     dn = dense_backward(dv.reshape(dy.shape), c_v, grads, block + "value")
@@ -159,5 +159,5 @@ def backward(dlogits, cache):
 
 def largest_logits(cache):
     """{name of the attention logits: the largest of each head (H,)}, from a cache of `forward`."""
-    return {f"block{i}.attention_logits": ops.largest_logits(c_attention[-3])
-            for i, (c_attention, *_) in enumerate(cache[1])}
+    return {f"block{i}.attention_logits": ops.largest_by_head(c_attention)
+            for i, ((c_attention, *_), *_) in enumerate(cache[1])}

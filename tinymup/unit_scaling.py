@@ -1,8 +1,9 @@
 """u-μP's factors, which give every tensor of both passes a standard deviation near 1 at the start.
 
-For unit-normal x, w and dy, each operation f has three: y = y_factor · f(x, w), and backward dx =
-dx_factor · (∂f/∂x)ᵀ dy and dw = dw_factor · (∂f/∂w)ᵀ dy. (Blake et al. 2024, arXiv:2407.17465;
-graphcore-research/unit-scaling 0.3.5, functional.py.) Read next: number_formats.py."""
+An operation f has three factors: forward y = y_factor · f(x, w), and backward dx = dx_factor ·
+(∂f/∂x)ᵀ dy and dw = dw_factor · (∂f/∂w)ᵀ dy. They are chosen for unit-normal x, w and dy. (Blake et
+al. 2024, arXiv:2407.17465; graphcore-research/unit-scaling 0.3.5, functional.py.) Read next:
+number_formats.py."""
 import math
 
 from . import ops
@@ -56,7 +57,7 @@ def relu_factor(alpha=1.0):
 
 
 def silu_gate_factor(alpha=1.0):
-    """y and both dx of x·g·σ(αg): between 2 (α → 0, x·g/2) and √2 (α → ∞, x·relu(g))."""
+    """y, dx and dgate of x·gate·σ(α·gate): from 2 (α → 0, x·gate/2) to √2 (α → ∞, x·relu(gate))."""
     return log_interpolate(1 / (1 + 1 / alpha**2), lower=2, upper=2**0.5)
 
 
@@ -71,10 +72,10 @@ def attention_factor(alpha, head_dim, seq, causal=True):
 
 def branch_factors(depth, alpha_res=1.0, alpha_res_ratio=1.0):
     """(a, b) of x ← a·f(x) + b·x for 2·depth branches (attention, FFN, attention, …), a² + b² = 1.
-    Think of a stream that adds all branches unscaled. Its embedding has variance 1, its attention
-    branches have α_a² together, and its FFN branches α_f², with α_a = α_res_ratio·α_f and
-    (α_a² + α_f²)/2 = α_res². Divided by its std after every branch, it has the weights a and b.
-    With the paper's τ² = branch/stream, a = τ/√(1+τ²) and b = 1/√(1+τ²) (App. G)."""
+    The weights are those of a stream x ← x + c·f(x) that is divided by its std after every branch.
+    The embedding has variance 1. Attention branches add the variance α_a² in all, FFN branches
+    α_f², with α_a = α_res_ratio·α_f and (α_a² + α_f²)/2 = α_res². In the paper's terms (App. G) τ²
+    is the branch's variance over the stream's, a = τ/√(1+τ²) and b = 1/√(1+τ²)."""
     ffn = 2 * alpha_res**2 / (1 + alpha_res_ratio**2) / depth
     attention = alpha_res_ratio**2 * ffn
     stream, pairs = 1.0, []
@@ -90,7 +91,7 @@ def dlogits_factor(vocab):
     return vocab / (vocab - 1)**0.5
 
 
-ACTIVATIONS = {"swiglu": silu_gate_factor, "gelu": gelu_factor, "relu": relu_factor}
+ACTIVATION_FACTORS = {"swiglu": silu_gate_factor, "gelu": gelu_factor, "relu": relu_factor}
 
 
 def parameter_mult(row, tokens):
@@ -110,7 +111,7 @@ def parameter_mult(row, tokens):
 def scales(rows, architecture, hyper):
     """The `Scales` of a network under u-μP."""
     mult = {row.name: parameter_mult(row, hyper.batch * hyper.seq) for row in rows}
-    found = Scales(mult, activation=ACTIVATIONS[architecture.ffn](hyper.alpha_ffn),
+    found = Scales(mult, activation=ACTIVATION_FACTORS[architecture.ffn](hyper.alpha_ffn),
                    activation_alpha=hyper.alpha_ffn, logits=hyper.alpha_loss,
                    dlogits=dlogits_factor(architecture.vocab))
     if "head_dim" not in architecture._fields:

@@ -127,33 +127,33 @@ def bounds(quantity, name, expected):
 
     Logits may have any slope from −½ to 0: they add an aligned part, whose size is constant, and a
     random part, which shrinks like 1/√width. At initialisation there is the random part alone. The
-    changes of logits have one too, because the gradients of other tokens and bytes interfere. It is
-    as large as the aligned part where the width is similar to the vocabulary. The same holds for
-    attention logits if the head dimension grows.
+    changes of logits have one too, since other tokens' gradients interfere; it is as large as the
+    aligned part where the width is near the vocabulary. Attention logits: if the head grows.
 
     W has no bounds, because the norm of its random start follows other laws.
     """
     if quantity == "W":
         return None, None
-    low, high = expected[name] if quantity == "ΔW" else (-0.5 * name.endswith("logits"), 0.0)
+    low, high = expected.get((quantity, name), (0.0, 0.0))
     return low - TOLERANCE, high + TOLERANCE
 
 
 def expected_slopes(narrow, wide):
-    """{matrix: (lowest, highest) slope of its ΔW} by theory, for two networks of different width.
+    """{(quantity, name): (lowest, highest) slope} by theory, where it is not 0, for two networks.
 
-    It is the slope of √(fan_out/fan_in). Under SGD a matrix without a width, such as the embedding
-    of the MLP, may have −½ to 0: its gradient is a sum over the width with a random and an aligned
-    part, as in the logits.
+    `bounds` explains that of logits. ΔW of a matrix changes like √(fan_out/fan_in). Under SGD a
+    matrix without a width, such as the MLP's embedding, may have −½ to 0: like logits, its gradient
+    is a sum over the width with a random and an aligned part.
     """
     octaves = math.log2(wide.architecture.width / narrow.architecture.width)
-    found = {}
+    logits = {"logits", *(row.spec.logits for row in wide.rows)}
+    found = {(quantity, name): (-0.5, 0.0) for quantity in ("x", "Δx") for name in logits}
     for a, b in zip(narrow.rows, wide.rows):
         if len(a.shape) == 2:
             fan_in, fan_out = (math.log2(y / x) / octaves for x, y in zip(a.shape, b.shape))
             slope = (fan_out - fan_in) / 2
             random = a.role == "scalar" and a.optimizer == "sgd"
-            found[a.name] = (slope - random / 2, slope)
+            found["ΔW", a.name] = (slope - random / 2, slope)
     return found
 
 

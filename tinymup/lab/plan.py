@@ -91,7 +91,7 @@ def announcement(runs, done, todo, corpus, jobs=None):
     expected, same = minutes(todo, corpus, jobs) if jobs else None, runs - done - len(todo)
     time = "" if expected is None else (
         f", about {expected:.2g} minutes" if expected >= 1 else f", about {60 * expected:.0f} s")
-    return (f"{runs} runs, {done} of them done"
+    return (f"{runs} run{'s' * (runs > 1)}, {done} of them done"
             + (f", {same} identical to another" if same else "")
             + f": {small:,} to {large:,} parameters, {work:.2g} FLOPs{time}, "
             + f"up to {max(map(memory, todo)) / 1e9:.2g} GB per run")

@@ -81,7 +81,7 @@ class Results:
                 self.write(line)                 # into the old file, if there is no other
         except OSError as error:
             raise ValueError(f"{self.path}: {error.strerror}; the runs written so far are kept: "
-                             "make room and run the same command again") from None
+                             "see to it and run the same command again") from None
         self.kept.append(line)
 
     def write(self, line):

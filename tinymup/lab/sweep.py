@@ -138,8 +138,8 @@ class Sweep:
         """How far the sweep is: in the bar on a terminal, elsewhere in a line a minute."""
         ended, now = sum(self.counts.values()), time.monotonic()
         left = (len(self.todo) - ended) * (now - self.start) / ended
-        status = (f"{running} running, {ended - self.counts['failed']} done, "
-                  f"{self.counts['failed']} failed, "
+        failed = self.counts["failed"]
+        status = (f"{running} running, {ended - failed} done, {failed} failed, "
                   f"{60 * ended / (now - self.start):.3g} runs/min, {left / 60:.0f} min left")
         self.bar.set_postfix_str(status, refresh=False)
         self.bar.update()
@@ -175,13 +175,14 @@ def run_all(configs, corpus, results, jobs=1, resume=False, progress=True, clust
         sweep = Sweep(todo, results, progress)
         with closing(executor), sweep.bar:
             if progress:
-                say(plan.announcement(len(wanted), len(wanted) - len(missing),
-                                      list(todo.values()), corpus, None if cluster else jobs))
+                say(plan.announcement(len(wanted), len(wanted) - len(missing), list(todo.values()),
+                                      corpus, None if cluster else jobs))
             sweep.train(executor, resume)
         records |= sweep.records
         known |= {programs[key]: record for key, record in sweep.records.items()}
     elif progress:
-        say(f"all {len(wanted)} runs are in {results.path} already")
+        known_as = f", {len(missing)} of them under another name" if missing else ""
+        say(f"all {len(wanted)} runs are in {results.path} already{known_as}")
     for key in missing:
         if key not in todo:
             records[key] = known[programs[key]] | {"key": key, "config": dict(vars(wanted[key]))}

@@ -11,7 +11,7 @@ from .flags import Parser, add_config, configs_of
 from .resolved import nonzero, resolved
 from .terminal import program
 
-FORMATS = ("markdown", "json", "csv", "latex")
+TABLE_FORMATS = ("markdown", "json", "csv", "latex")
 HEADINGS = {"init": "init std", "mult": "multiplier", "sgd": "SGD lr", "adamw": "AdamW lr",
             "eps": "AdamW ε", "muon": "Muon lr·s"}   # cells of a rule, and their names in print
 
@@ -24,7 +24,7 @@ def symbolic(param):
 
 
 def render(records, format="markdown", headings=HEADINGS):
-    """Records with equal keys as a table in one of `FORMATS`."""
+    """Records with equal keys as a table in one of `TABLE_FORMATS`."""
     if format == "json":
         return json.dumps([{key: nonzero(value) if isinstance(value, Power) else value
                             for key, value in record.items()} for record in records],
@@ -129,7 +129,7 @@ def main(arguments=None):
     """Prints the symbolic tables or, with any other option than --param, the numbers of runs."""
     parser = Parser("python -m tinymup", "python -m tinymup [--param NAME ...] [option ...]",
                     EXAMPLES)
-    parser.add_argument("--format", choices=FORMATS, default="markdown", help="of the tables")
+    parser.add_argument("--format", choices=TABLE_FORMATS, default="markdown", help="of the tables")
     add_config(parser, *GROUPS[:-1])
     with program(parser.prog, "interrupted"):
         flags = vars(parser.parse_args(arguments))

@@ -70,11 +70,9 @@ def program(name, interrupted):
             flush()
     except BrokenPipeError:                                 # the reader has gone, as with | head
         raise SystemExit(128 + 13) from None                # the status of a tool that SIGPIPE ends
-    except (ValueError, OSError) as error:
-        say(f"{name}: {error}")
-        raise SystemExit(2) from None
-    except MemoryError:
-        say(f"{name}: out of memory: choose a smaller --width, --batch or --seq, or fewer --jobs")
+    except (ValueError, OSError, MemoryError) as error:
+        memory = "out of memory: choose a smaller --width, --batch or --seq, or fewer --jobs"
+        say(f"{name}: {memory if isinstance(error, MemoryError) else error}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, quit)                  # a second one ends the process at once

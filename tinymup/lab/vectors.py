@@ -28,7 +28,7 @@ def digest(array):
             "first": flat[:3].tolist(), "last": float(flat[-1])}
 
 
-def linear(q):
+def linear_part(q):
     """What is linear in the array: a digest without its norm, or the plain numbers themselves."""
     parts = [q["cosine"], *q["first"], q["last"]] if isinstance(q, dict) else q
     return numpy.array(parts, float).reshape(-1)
@@ -36,19 +36,19 @@ def linear(q):
 
 def difference(case, mine):
     """The largest difference: of digests relative to the norm, of plain numbers one by one."""
-    change = abs(linear(mine) - linear(case))
+    change = abs(linear_part(mine) - linear_part(case))
     if isinstance(case, dict):
         return max(change.max(), abs(mine["norm"] - case["norm"])) / (case["norm"] or 1)
-    return (change / numpy.maximum(abs(linear(case)), 1e-300)).max()
+    return (change / numpy.maximum(abs(linear_part(case)), 1e-300)).max()
 
 
 def quantity(value, case, where):
     """A value of MINE, as a digest if the case has one. Errors: ValueError if it is unusable."""
     given, wanted = isinstance(value, dict), isinstance(case, dict)
     try:
-        array = numpy.array([value["norm"], *linear(value)] if given else value, float)
+        array = numpy.array([value["norm"], *linear_part(value)] if given else value, float)
         shape = list(value["shape"] if given else array.shape)
-        numpy.broadcast_shapes(linear(case).shape, linear(value).shape if given else 1)
+        numpy.broadcast_shapes(linear_part(case).shape, linear_part(value).shape if given else 1)
     except (TypeError, ValueError, KeyError):
         raise ValueError(f"{where}: no digest, and no numbers in lists of equal lengths") from None
     expected = list(case["shape"] if wanted else numpy.shape(case))
@@ -108,7 +108,8 @@ def named(a, b, error, numbers, close):
 
 def hint(case, section, name, a, b, given, tolerance):
     """What may be wrong with MINE's b, where the case has a. given: b as MINE.json has it."""
-    numbers, x, y, close = known(case, section, name), linear(a), linear(b), 100 * tolerance
+    numbers, close = known(case, section, name), 100 * tolerance
+    x, y = linear_part(a), linear_part(b)
     error = 10 * tolerance * (a["norm"] if isinstance(a, dict) else abs(x).max())
     if words := named(x, y, error, numbers, close):
         return words
@@ -119,8 +120,8 @@ def hint(case, section, name, a, b, given, tolerance):
                 "the norm agrees: the same values in another order, transposed?")
     if section == "after_first_step":
         shrink = case["resolved"]["schedule"][0] * numbers.get("shrink_per_step", 0)
-        decay = shrink * linear(case["init"][name])
-        update = x - linear(case["init"][name]) + decay
+        decay = shrink * linear_part(case["init"][name])
+        update = x - linear_part(case["init"][name]) + decay
         numbers["1 − decay: decay after the update?"] = 1 - shrink
         if words := named(update, update + y - x, error, numbers, close):
             return "its update is " + words
