@@ -5,7 +5,7 @@
 This is the u-μP paper's independent search (arXiv:2407.17465, Sect. 4.3): with the learning rate
 fixed, each α is swept with the others at 1, and the best values are then used together. The sweeps
 at width 64 are those of umup_transfer.csv, which must exist. The same sweeps are run at width 256,
-and the tuned α's are trained at all widths with a grid of learning rates.
+and the tuned α's are trained at widths 64 to 512 with a grid of learning rates, one seed at 512.
 
 Refuted by: an α whose value tuned at width 64 loses more than 0.05 nats to the best one at width
 256. The rivals are u-μP with all α's at 1 and μP with everything at 1, each with its lr tuned at
@@ -19,8 +19,9 @@ import tuned_small
 import umup_transfer
 from tinymup.lab import optimum, plot
 from tinymup.lab.config import Config
-from umup_transfer import ALPHA_LR, ALPHA_WIDTH, ALPHAS, ENOUGH, LRS, SEEDS, VALUES, WIDTHS
+from umup_transfer import ALPHA_LR, ALPHA_WIDTH, ALPHAS, ENOUGH, LRS, SEEDS, VALUES
 
+WIDTHS, LARGE = [64, 128, 256], 512
 OTHER_WIDTH, OTHER_SEEDS = 256, SEEDS[:1]
 
 
@@ -37,8 +38,9 @@ def best(losses):
 
 def grids():
     """The tuned α's at all widths, and the sweeps of single α's at the other width."""
-    umup = Config(param="umup")
-    return [(Config(param="umup", **tuned()), {"width": WIDTHS, "lr": LRS, "seed": SEEDS}),
+    umup, best_used = Config(param="umup"), Config(param="umup", **tuned())
+    return [(best_used, {"width": WIDTHS, "lr": LRS, "seed": SEEDS}),
+            (best_used, {"width": [LARGE], "lr": LRS[:3], "seed": SEEDS[:1]}),
             *((umup, {"width": [OTHER_WIDTH], "lr": [ALPHA_LR], alpha: VALUES,
                       "seed": OTHER_SEEDS}) for alpha in ALPHAS)]
 

@@ -1,0 +1,118 @@
+"""Claim: one named part of the network or the schedule causes the small drift of μP's optimum.
+
+    python experiments/drift_causes.py --jobs 2
+
+Under μP the best learning rate falls by 0.16 octaves from width 64 to 256 (lr_transfer.py, three
+seeds that agree within 0.04). Each suspect is taken away, one at a time, and the drift is measured
+again: without the readout's random start, which makes the logits shrink like 1/√width; without that
+of the queries; without both; without warm-up, or with a third of all steps; without the decay of
+the learning rate; with two heads at every width, instead of heads whose number grows; with four
+times as much text per step; and on a grid of half octaves, since the drift is less than its step.
+
+A suspect is guilty if the drift without it is at most half of 0.16. Refuted by: no guilty one. The
+rival is an acquittal: a drift that stays under every change belongs to the finite width itself.
+"""
+import transfer  # first: it sets the path
+from tinymup.lab import optimum, plot
+from tinymup.lab.config import Config
+
+WIDTHS, SEEDS, LRS = [64, 256], [0, 1], [2.0**e for e in range(-8, -4)]
+# Suspect: options of all runs; head_dim has a value per width.
+SUSPECTS = {
+    "readout's random start": {"zero_readout": True},
+    "queries' random start": {"zero_query": True},
+    "both random starts": {"zero_readout": True, "zero_query": True},
+    "warm-up": {"warmup": 0},
+    "short warm-up": {"warmup": 100},
+    "decay of the lr": {"schedule": "constant"},
+    "number of heads": {"head_dim": {64: 32, 256: 128}},
+    "small batch": {"batch": 64},
+}
+BETWEEN = [2.0**(e + 0.5) for e in (-8, -7)]      # the half octaves beside the optima
+VARIED = ["zero_readout", "zero_query", "warmup", "schedule", "head_dim", "batch"]
+
+
+def options(suspect, width):
+    """The options of a suspect's runs at a width."""
+    return {name: value[width] if isinstance(value, dict) else value
+            for name, value in SUSPECTS[suspect].items()}
+
+
+def grids():
+    """The runs, one list of grids per suspect. Those of plain μP are lr_transfer.csv's."""
+    plain = [(Config(), {"width": WIDTHS, "lr": BETWEEN, "seed": SEEDS})]
+    return [plain, *([(Config(width=width, **options(suspect, width)), {"lr": LRS, "seed": SEEDS})
+                      for width in WIDTHS] for suspect in SUSPECTS)]
+
+
+def curves(records, chosen):
+    """{width: [Point, …]} of the runs whose options are those of chosen(width)."""
+    found = {}
+    for width in WIDTHS:
+        default = {name: getattr(Config(), name) for name in VARIED} | {"warmup": 20}
+        wanted = default | chosen(width)
+        by_lr = {}
+        for r in records:
+            c = default | r["config"]
+            if c["width"] == width and all(c[name] == wanted[name] for name in VARIED):
+                by_lr.setdefault(c["lr"], {})[c["seed"]] = r["loss"]
+        found[width] = [optimum.point(lr, losses) for lr, losses in sorted(by_lr.items())]
+    return found
+
+
+def measured():
+    """{suspect: {width: [Point, …]}} of those that have run, plain μP first."""
+    plain = [r for r in transfer.read("lr_transfer") if r["config"]["param"] == "mup"
+             and r["config"]["width"] in WIDTHS and r["config"]["seed"] in SEEDS]
+    records = transfer.read("drift_causes")
+    found = {"μP": curves(plain, lambda width: {}),
+             "coarse grid": curves(plain + records, lambda width: {})}
+    found |= {suspect: curves(records, lambda width: options(suspect, width))
+              for suspect in SUSPECTS}
+    return {name: by_width for name, by_width in found.items() if all(by_width.values())}
+
+
+def report(found):
+    """A row per suspect: both optima and losses, the drift, those of the seeds; the verdict."""
+    lines = [f"{'without the':26}" + "".join(f"{f'lr* at {w}':>12}{'loss':>8}" for w in WIDTHS)
+             + f"{'octaves':>10}   of the seeds"]
+    drifts = {}
+    for name, by_width in found.items():
+        moved = optimum.movement(by_width)
+        drifts[name] = moved.octaves
+        best = [optimum.optimum(points) for points in by_width.values()]
+        lines.append(f"{name:26}" + "".join(f"{o.log2_lr:>12.2f}{o.loss:>8.3f}" for o in best)
+                     + f"{moved.octaves:>+10.2f}{' ' if moved.exact else '?'}  "
+                     + ", ".join(f"{octaves:+.2f}" for octaves in moved.by_seed))
+    guilty = [name for name, octaves in drifts.items() if abs(octaves) <= abs(drifts["μP"]) / 2]
+    return "\n".join([*lines, f"guilty: {', '.join(guilty)}; not refuted" if guilty
+                      else "guilty: none; refuted"])
+
+
+def draw(found):
+    """A row per suspect: the drift, and that of each seed."""
+    figure, ax = plot.plt.subplots(figsize=(7, 0.9 + 0.33 * len(found)))
+    half = abs(optimum.movement(found["μP"]).octaves) / 2
+    ax.axvspan(-half, half, color=plot.BLUE, alpha=0.15, linewidth=0)
+    ax.axvline(0, color="grey", linewidth=0.8)
+    for y, by_width in enumerate(found.values()):
+        moved = optimum.movement(by_width)
+        ax.plot(moved.octaves, y, "o", color=plot.BLUE, markersize=8, markeredgecolor="black",
+                markerfacecolor=plot.BLUE if moved.exact else "white")
+        ax.plot(moved.by_seed, [y] * len(moved.by_seed), "|", color="black", markersize=12)
+    names = [name if name == "μP" else f"without: {name}" for name in found]
+    ax.set_yticks(range(len(found)), names)
+    ax.set(ylim=(len(found) - 0.5, -0.5), xlabel="octaves by which μP's best learning rate moves")
+    plot.save(figure, transfer.FIGURES / "drift_causes.png",
+              f"Width {WIDTHS[0]} to {WIDTHS[-1]}, {len(SEEDS)} seeds (bars); "
+              "shaded: half of the drift or less")
+
+
+if __name__ == "__main__":
+    flags = transfer.arguments(__doc__)
+    if not flags.redraw:
+        for count in range(1, len(grids()) + 1):       # the CSV holds the finished suspects
+            transfer.train("drift_causes", sum(grids()[:count], []), flags)
+    found = measured()
+    print(report(found))
+    draw(found)
