@@ -54,7 +54,7 @@ def curves(records, chosen):
         by_lr = {}
         for r in records:
             c = default | r["config"]
-            if c["width"] == width and all(c[name] == wanted[name] for name in VARIED):
+            if c["width"] == width and all(str(c[f]) == str(wanted[f]) for f in VARIED):
                 by_lr.setdefault(c["lr"], {})[c["seed"]] = r["loss"]
         found[width] = [optimum.point(lr, losses) for lr, losses in sorted(by_lr.items())]
     return found

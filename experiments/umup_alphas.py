@@ -19,9 +19,9 @@ import tuned_small
 import umup_transfer
 from tinymup.lab import optimum, plot
 from tinymup.lab.config import Config
-from umup_transfer import ALPHA_LR, ALPHA_WIDTH, ALPHAS, ENOUGH, LRS, SEEDS, VALUES
+from umup_transfer import ALPHA_LR, ALPHA_WIDTH, ALPHAS, ENOUGH, SEEDS, VALUES
 
-WIDTHS, LARGE = [64, 128, 256], 512
+WIDTHS, LARGE, LRS = [64, 128, 256], 512, [2.0**e for e in range(-2, 3)]
 OTHER_WIDTH, OTHER_SEEDS = 256, SEEDS[:1]
 
 
@@ -40,7 +40,7 @@ def grids():
     """The tuned α's at all widths, and the sweeps of single α's at the other width."""
     umup, best_used = Config(param="umup"), Config(param="umup", **tuned())
     return [(best_used, {"width": WIDTHS, "lr": LRS, "seed": SEEDS}),
-            (best_used, {"width": [LARGE], "lr": LRS[:3], "seed": SEEDS[:1]}),
+            (best_used, {"width": [LARGE], "lr": LRS, "seed": SEEDS[:1]}),
             *((umup, {"width": [OTHER_WIDTH], "lr": [ALPHA_LR], alpha: VALUES,
                       "seed": OTHER_SEEDS}) for alpha in ALPHAS)]
 
