@@ -25,7 +25,7 @@ from tinymup.lab.config import Config
 from tinymup.lab.plot import BLUE, PURPLE, plt, save
 
 # Width: (exponents of AdamW's lr, of Muon's, seeds). The best of each lies inside.
-GRID = {128: (range(-8, -3), range(-8, -3), [0, 1, 2]), 512: (range(-8, -5), range(-6, -3), [0])}
+GRID = {128: (range(-8, -3), range(-8, -3), [0, 1, 2]), 512: (range(-8, -4), range(-6, -3), [0])}
 FULL, LENGTHS, WARMUP, DECAY = 300, [150, 200, 250, 300], 20, 2.0**-10
 PUBLISHED = {"speedrun": 1 - 1 / 1.35, "Moonlight": 1 - 0.52}      # parts of the work saved
 
