@@ -59,7 +59,7 @@ def test_a_drift_is_that_of_the_seeds_that_all_sizes_share_and_says_so():
     assert moved.shared == [0, 2] and moved.differ
     assert moved.octaves == pytest.approx(-0.5, abs=1e-11)
     text = report("width", {"mup": of_sizes(falling, seeds)})
-    assert "of the seeds that all have: 0, 2" in text and "mean of 2 to 3 seeds" in text
+    assert "of seeds 0, 2, which all have" in text and "mean of 2 to 3 seeds" in text
 
 
 def test_seeds_of_which_one_lr_has_more_differ():

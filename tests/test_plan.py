@@ -27,13 +27,16 @@ def test_parameters_are_counted_without_building_all_layers(config):
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_operations_are_those_of_the_matrices_and_of_attention(config):
+def test_operations_are_those_of_matrices_attention_and_newton_schulz(config):
     rows, tokens = build(config).rows, config.batch * config.seq
     products = sum(math.prod(row.shape) for row in rows if len(row.shape) == 2
                    and (not row.spec.lookups or row.role == "tied"))
     # Queries times keys and weights times values: 2·C·T operations a token each, three times.
     attention = 12 * config.depth * config.width * config.seq * (config.model == "transformer")
-    assert plan.sizes(config)[1] == tokens * (6 * products + attention)
+    # Each of five steps: x xᵀ, its square, and the polynomial of it times x, with m ≤ n.
+    shapes = [sorted(row.shape) for row in rows if row.optimizer == "muon"]
+    muon = 5 * sum(2 * m * n * m + 2 * m * m * m + 2 * m * m * n for m, n in shapes)
+    assert plan.sizes(config)[1] == tokens * (6 * products + attention) + muon
 
 
 @pytest.mark.parametrize("config", [

@@ -167,8 +167,8 @@ def movement_line(label, size, by_size):
     verdict = "stays" if octaves <= STAYS else "moves" if octaves >= MOVES else "drifts"
     notes = [f"{moved.per_doubling:+.2f} per doubling"]
     if moved.differ:
-        notes.append(f"of the seeds that all have: {', '.join(map(str, moved.shared))}"
-                     if count else "no seed has run everywhere")
+        seeds = f"seed{'s' * (count > 1)} {', '.join(map(str, moved.shared))}"
+        notes.append(f"of {seeds}, which all have" if count else "no seed has run everywhere")
     elif count > 1:
         notes.append(f"{count} seeds")
     return (f"{label}: the best lr moves by {in_words(moved)} from {size} {first} to {last}: "

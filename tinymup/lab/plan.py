@@ -19,29 +19,30 @@ PROCESS = 60e6     # bytes of Python, NumPy and the text
 
 @functools.lru_cache(maxsize=None)
 def counts(model, architecture):
-    """(parameters, those in matrix products) of a network, extrapolated from one and two layers."""
+    """(parameters, those in products, operations of a Newton–Schulz step), from 1 and 2 layers."""
     def of(depth):
         specs = list(model.specs(architecture._replace(depth=depth)))
         dense = [s for s in specs if len(s.shape) == 2 and (not s.lookups or s.role == "tied")]
-        return [sum(math.prod(s.shape) for s in group) for group in (specs, dense)]
-    one, two = of(1), of(2)
-    return tuple(a + (architecture.depth - 1) * (b - a) for a, b in zip(one, two))
+        hidden = [sorted(s.shape) for s in specs if s.role == "hidden"]
+        return [sum(math.prod(s.shape) for s in specs), sum(math.prod(s.shape) for s in dense),
+                sum(4 * m * m * n + 2 * m**3 for m, n in hidden)]
+    return tuple(a + (architecture.depth - 1) * (b - a) for a, b in zip(of(1), of(2)))
 
 
 def sizes(config):
-    """(parameters, operations per step). Counts the matrix products of both passes."""
+    """(parameters, operations per step). Counts products, also those of 5 Newton–Schulz steps."""
     model, tokens = MODELS[config.model], config.batch * config.seq
-    parameters, dense = counts(model, picked(model.Architecture, config))
+    parameters, dense, orthogonal = counts(model, picked(model.Architecture, config))
     attention = 0 if model is mlp else 12 * config.depth * tokens * config.width * config.seq
-    return parameters, 6 * tokens * dense + attention
+    newton_schulz = 5 * orthogonal * (config.optimizer == "muon")
+    return parameters, 6 * tokens * dense + attention + newton_schulz
 
 
 def memory(config):
     """A run's bytes, to within a third: Python, activations, weights, gradients, moments."""
     c, tokens = config, config.batch * config.seq
-    heads = c.width // c.head_dim
     floats = tokens * (2.5 * (c.depth + 1) * c.width + 2500 if c.model == "mlp" else
-                       c.depth * (18 * c.width + heads * c.seq) + 10 * c.width + 3 * data.VOCAB)
+                       c.width * (c.depth * (18 + c.seq / c.head_dim) + 10) + 3 * data.VOCAB)
     moments = 2 if c.optimizer == "adamw" else bool(c.momentum)
     floats += (2.3 + moments) * sizes(c)[0]                 # 0.3: the optimizer's work space
     return PROCESS + dtype(c.dtype).itemsize * floats

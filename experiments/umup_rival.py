@@ -1,0 +1,116 @@
+"""Claim: with tuned α's u-μP is ahead of a μP that was tuned with as many trials.
+
+    python experiments/umup_rival.py --jobs 2
+
+u-μP's α's are those of umup_alphas.py: each was swept alone at width 64, which are 21 trials, and
+the learning rate then has 5. μP's four multipliers are tuned in the same way, each on seven values,
+which are 25 trials, and 5 for the learning rate. Both are then trained at widths 64 to 1024 with a
+grid of learning rates, three seeds to width 256, one at 512 and 1024.
+
+Refuted by: a width at which the tuned μP is as good as the tuned u-μP or better, each at the
+learning rate that is best for it at width 64.
+"""
+import math
+
+import transfer  # first: it sets the path
+import tuned_small
+import umup_alphas
+import umup_transfer
+from tinymup.lab import optimum, plot, sweep
+from tinymup.lab.config import Config
+from umup_alphas import LARGE, WIDTHS, best
+from umup_transfer import SEEDS
+
+LRS, LARGEST = [2.0**e for e in range(-9, -4)], 1024
+LARGEST_LRS = {"umup": [2.0**e for e in range(0, 3)], "mup": [2.0**e for e in range(-8, -5)]}
+MULTIPLIERS = ["output_mult", "attn_mult", "embed_mult", "init_scale"]
+SWEEP_WIDTH, SWEEP_LR, VALUES = 64, 2.0**-7, [2.0**e for e in range(-3, 4)]
+TITLE = "300 steps of AdamW; mean and range of seeds (3 to width 256, else 1)"
+
+
+def searches():
+    """μP's search: each multiplier swept at width 64, the others at 1."""
+    return [(Config(width=SWEEP_WIDTH, lr=SWEEP_LR), {name: VALUES, "seed": SEEDS})
+            for name in MULTIPLIERS]
+
+
+def sweeps(records):
+    """{multiplier: {value: mean loss}} at width 64, the others at 1."""
+    found = {}
+    for name in MULTIPLIERS:
+        by_value = {}
+        for r in records:
+            c = r["config"]
+            if [c["param"], c["width"], c["lr"]] == ["mup", SWEEP_WIDTH, SWEEP_LR] and all(
+                    c[other] == 1 for other in MULTIPLIERS if other != name):
+                by_value.setdefault(c[name], {})[c["seed"]] = r["loss"]
+        found[name] = {value: optimum.point(value, losses).loss
+                       for value, losses in sorted(by_value.items())}
+    return found
+
+
+def tuned(records):
+    """{multiplier: its best value at width 64}"""
+    return {name: best(losses) for name, losses in sweeps(records).items()}
+
+
+def grids(multipliers):
+    """The search, the tuned μP at all widths, and the tuned u-μP at the largest."""
+    mup, umup = Config(**multipliers), Config(param="umup", **umup_alphas.tuned())
+    return [*searches(), (mup, {"width": WIDTHS, "lr": LRS, "seed": SEEDS}),
+            (mup, {"width": [LARGE], "lr": LRS, "seed": SEEDS[:1]}),
+            (mup, {"width": [LARGEST], "lr": LARGEST_LRS["mup"], "seed": SEEDS[:1]}),
+            (umup, {"width": [LARGEST], "lr": LARGEST_LRS["umup"], "seed": SEEDS[:1]})]
+
+
+def train(flags):
+    """The search first, since its outcome decides what is trained at the other widths."""
+    configs = list(dict.fromkeys(c for grid in searches() for c in sweep.grid(*grid)))
+    found, _ = transfer.finished_runs("umup_rival", configs, flags)
+    transfer.train("umup_rival", grids(tuned(found)), flags)
+
+
+def transfers(records):
+    """{name: {width: [Point, …]}}: both tuned, and μP with everything at 1."""
+    def curve(records, param, chosen):            # a CSV lacks an α that is 1 in all its runs
+        kept = [r | {"config": {f: r["config"][f] for f in ("param", "width", "lr", "seed")}}
+                for r in records if r["config"]["param"] == param
+                and all(r["config"].get(name, 1.0) == value for name, value in chosen.items())]
+        return next(iter(optimum.curves(kept)[1].values()))
+    alphas = umup_alphas.tuned()
+    return {"u-μP, α tuned": curve([*transfer.read("umup_alphas"), *records], "umup", alphas),
+            "μP, tuned": curve(records, "mup", tuned(records)),
+            "μP": umup_transfer.transfers(transfer.read("umup_transfer"))["mup"]}
+
+
+def table(records):
+    """A row per multiplier of μP: its losses at width 64, the best marked."""
+    lines = [f"μP, width {SWEEP_WIDTH}, lr 2^{math.log2(SWEEP_LR):g}: held-out loss, the others "
+             "at 1", f"{'':12}" + "".join(f"{f'2^{math.log2(v):g}':>8} " for v in VALUES)]
+    for name, losses in sweeps(records).items():
+        cells = ("no loss " if losses[v] is None else f"{losses[v]:.3f}{'* '[v != best(losses)]}"
+                 for v in VALUES)
+        lines.append(f"{name:12}" + "".join(f"{cell:>9}" for cell in cells))
+    return "\n".join(lines)
+
+
+def verdict(groups):
+    """Where the tuned u-μP is not ahead of the tuned μP, each at the lr of width 64."""
+    ours, rival = (tuned_small.tuned(name, groups[name])[1]
+                   for name in ("u-μP, α tuned", "μP, tuned"))
+    lead = {width: rival[width].loss - ours[width].loss for width in ours}
+    behind = [str(width) for width, ahead in lead.items() if ahead <= 0]
+    return ("u-μP's lead over the tuned μP: "
+            + ", ".join(f"{ahead:+.3f} at {width}" for width, ahead in lead.items())
+            + "\n" + (f"refuted, at width {', '.join(behind)}" if behind else "not refuted"))
+
+
+if __name__ == "__main__":
+    flags = transfer.arguments(__doc__)
+    if not flags.redraw:
+        train(flags)
+    records = transfer.read("umup_rival")
+    groups = transfers(records)
+    print(f"{table(records)}\n\n{optimum.report('width', groups)}\n\n{tuned_small.table(groups)}\n"
+          f"{verdict(groups)}")
+    plot.loss_against_lr("width", groups, transfer.FIGURES / "umup_rival.png", TITLE)
