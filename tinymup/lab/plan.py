@@ -91,7 +91,7 @@ def announcement(runs, done, todo, corpus, jobs=None):
     work = sum(c.steps * sizes(c)[1] for c in todo)
     expected, same = minutes(todo, corpus, jobs) if jobs else None, runs - done - len(todo)
     time = "" if expected is None else (
-        f", about {expected:.2g} minutes" if expected >= 1 else f", about {60 * expected:.0f} s")
+        f", about {expected:,.0f} minutes" if expected >= 2 else f", about {60 * expected:.0f} s")
     return (f"{runs} run{'s' * (runs > 1)}, {done} of them done"
             + (f", {same} identical to another" if same else "")
             + f": {small:,} to {large:,} parameters, {work:.2g} FLOPs{time}, "
