@@ -64,10 +64,14 @@ def grids(multipliers):
 
 
 def train(flags):
-    """The search first, since its outcome decides what is trained at the other widths."""
+    """The search first, since its outcome decides what is trained at the other widths.
+
+    The CSV is written without the largest width, and again with it.
+    """
     configs = list(dict.fromkeys(c for grid in searches() for c in sweep.grid(*grid)))
     found, _ = transfer.finished_runs("umup_rival", configs, flags)
-    transfer.train("umup_rival", grids(tuned(found)), flags)
+    for count in (-2, None):
+        transfer.train("umup_rival", grids(tuned(found))[:count], flags)
 
 
 def transfers(records):

@@ -350,9 +350,9 @@ MISTAKES = [
         *args[:-1], args[-1]._replace(nesterov=False)))),
     ("SGD's momentum an average", edit(optim.sgd, '"sum"', '"ema"')),
     ("SGD's Nesterov step g + m", wrap(optim, "momentum", lambda f: lambda *args, **numbers: f(
-        *args, **numbers | {"look": 1.0}))),
+        *args, **numbers | {"of_m": 1.0}))),
     ("no momentum", wrap(optim, "momentum", lambda f: lambda *args, **numbers: f(
-        *args, **numbers | {"decay": 0.0}))),
+        *args, **numbers | {"mu": 0.0}))),
     ("schedule off by one", wrap(optim, "schedule", lambda f: lambda kind, step, steps, warmup: f(
         kind, step + 1, steps, warmup))),
     ("warm-up from 0", edit(optim.schedule, "(step + 1) / warmup", "step / warmup")),
@@ -379,7 +379,7 @@ MISTAKES = [
      edit(optim.muon, NUMBERS, "momentum_numbers(settings._replace(nesterov=True))")),
     ("Muon's Nesterov step (1 − μ) g + μ m with m a sum",
      edit(optim.muon, NUMBERS, "momentum_numbers(settings) | {'share': 1.0, "
-                               "'fresh': 1 - settings.momentum if settings.nesterov else 0.0}")),
+                               "'of_g': 1 - settings.momentum if settings.nesterov else 0.0}")),
     ("momentum kept in bf16", wrap(optim, "momentum", in_bf16)),
     ("Newton–Schulz of a bf16 momentum", wrap(optim, "newton_schulz", lambda f: lambda x, *args: f(
         quantize(x, FORMATS["bf16"]), *args))),

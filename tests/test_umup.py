@@ -493,7 +493,7 @@ def test_multipliers_of_rows_and_forward_factors_agree(width, ffn):
         assert net.scales.mult[row.name].y == pytest.approx(row.mult, rel=1e-15)
         if row.role in factors:
             cell = U_MUP[row.role].mult.at(Size(*row.shape))
-            assert factors[row.role](*row.shape, rows=1)[0] == pytest.approx(cell, rel=1e-15)
+            assert factors[row.role](*row.shape, tokens=1)[0] == pytest.approx(cell, rel=1e-15)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -34,12 +34,12 @@ def test_attention_factors_are_the_reference_librarys(seq, head_dim, causal, wan
 
 
 def test_linear_factors_are_the_table_of_u_mup():
-    assert us.linear_factors(64, 256, rows=100) == pytest.approx((1 / 8, 1 / 8, 1 / 10))
-    assert us.linear_factors(64, 256, rows=100, constrained=False) == pytest.approx(
+    assert us.linear_factors(64, 256, tokens=100) == pytest.approx((1 / 8, 1 / 8, 1 / 10))
+    assert us.linear_factors(64, 256, tokens=100, constrained=False) == pytest.approx(
         (1 / 8, 1 / 16, 1 / 10))
-    assert us.readout_factors(64, 256, rows=100) == pytest.approx((1 / 64, 1 / 16, 1 / 10))
+    assert us.readout_factors(64, 256, tokens=100) == pytest.approx((1 / 64, 1 / 16, 1 / 10))
     assert us.lookup_factor(vocab=256, lookups=64) == pytest.approx(2)
-    assert us.gain_factor(rows=100) == pytest.approx(1 / 10)
+    assert us.gain_factor(tokens=100) == pytest.approx(1 / 10)
     assert us.dlogits_factor(vocab=101) == pytest.approx(10.1)
 
 

@@ -34,12 +34,11 @@ def specs(a):
 
 
 def forward(p, ids, a, scales, watch=ignore):
-    """The logits (B·T, V) of the token after each of ids (B, T). Zeros stand before the text."""
+    """The logits (B·T, V) of the token after each of ids (B, T). Tokens 0 stand before the text."""
     batch, time = ids.shape
     padded = xp.concatenate([xp.zeros((batch, a.context - 1), ids.dtype), ids], axis=1)
-    windows = xp.arange(time)[:, None] + xp.arange(a.context)
-    seen = padded[:, windows].reshape(-1)                         # (B·T·context,)
-    e, c_embedding = ops.lookup(seen, p["embedding"], scales.mult["embedding"])
+    seen = padded[:, xp.arange(time)[:, None] + xp.arange(a.context)]       # (B, T, context)
+    e, c_embedding = ops.lookup(seen.reshape(-1), p["embedding"], scales.mult["embedding"])
     x, c_input = dense(e.reshape(batch * time, -1), p, "input", scales)
     watch("input", x)
     caches = []
@@ -67,4 +66,6 @@ def backward(dlogits, cache):
     grads["embedding"] = ops.lookup_backward(de.reshape(-1, a.embedding), c_embedding)
     return grads
 
-largest_logits = lambda cache: {}                              # there is no attention
+def largest_logits(cache):
+    """{}: there is no attention."""
+    return {}

@@ -20,7 +20,7 @@ def initialize(rows, seed=0, dtype="float32"):
 
 class Network(NamedTuple):
     """What a forward and a backward pass need besides the parameters. Token ids are (B, T)."""
-    model: object            # a module with specs, forward and backward
+    model: object            # a module with specs, forward, backward and largest_logits
     architecture: tuple
     rows: list
     scales: layers.Scales

@@ -9,9 +9,8 @@ from typing import NamedTuple
 from .backend import blocks, fused, kept, xp
 from .number_formats import quantize
 
-# No function writes to its inputs. The tests differentiate each f by a complex step: they make one
-# input complex. `a += b` then fails if b depends on that input and a does not. So f has `a += b`
-# only where a depends on every input that b depends on.
+# No public function writes to its inputs. The tests make one input complex, to differentiate f. A
+# complex b cannot be added into a real array, so `a += b` needs an a that depends on b's inputs.
 
 
 class Mult(NamedTuple):
@@ -145,7 +144,7 @@ def silu_gate_backward(dy, cache):
 @kept
 def rope_angles(time, heads, head_dim, dtype, base=10000):
     """(cos, sin, −sin) of t · base^(−2i/D), the angle of pair i at time t          (T, H, D) each
-    In the first half of D the signs of both sines are reversed. The arrays repeat for each head,
+    The second is (−sin, sin) on the two halves of D. The arrays repeat for each head,
     since NumPy is fast where the last axes are contiguous. (Su et al. 2021, arXiv:2104.09864.)"""
     frequency = xp.exp(xp.arange(head_dim // 2) * (-2 * math.log(base) / head_dim))
     angle = xp.arange(time)[:, None, None] * frequency
@@ -217,7 +216,7 @@ def largest_by_head(cache):
 class Branch(NamedTuple):
     """The weights of a residual branch: y = skip · x + amount · f(x).
     Backward, dx = skip · dy + leave · f'(enter · dy). With enter · leave = amount this is the chain
-    rule. SP and μP scale the gradient where it enters f, u-μP where it leaves f."""
+    rule. SP and μP scale the gradient before f's backward pass, u-μP after it."""
     skip: float
     amount: float
     enter: float

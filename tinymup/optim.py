@@ -34,21 +34,21 @@ MUON = Settings(momentum=0.95, nesterov=True)   # Jordan's, see `muon`
 
 # The updates write into all of their arrays but g. u and scratch are work space.
 @fused
-def momentum(m, g, u, *, decay, share, look, fresh):
-    """m ← μ m + share · g,   u ← look · m + fresh · share · g
-    Heavy ball has look = 1 and fresh = 0, so u = m. Nesterov has look = μ and fresh = 1, so u is
-    what m would be after one more step with the same gradient."""
-    m *= decay
+def momentum(m, g, u, *, mu, share, of_m, of_g):
+    """m ← μ m + share · g,   u ← of_m · m + of_g · share · g
+    Heavy ball has of_m = 1 and of_g = 0, so u = m. Nesterov has of_m = μ and of_g = 1, so u is what
+    m would be after one more step with the same gradient."""
+    m *= mu
     xp.multiply(g, share, out=u)
     m += u
-    u *= fresh
-    u += look * m
+    u *= of_g
+    u += of_m * m
 
 def momentum_numbers(settings):
     """The numbers that `momentum` takes. The ema form of Muon has share = 1 − μ, the sum form 1."""
-    decay = settings.momentum
-    return {"decay": decay, "share": 1 - decay if settings.momentum_form == "ema" else 1.0,
-            "look": decay if settings.nesterov else 1.0, "fresh": 1.0 if settings.nesterov else 0.0}
+    mu = settings.momentum
+    return {"mu": mu, "share": 1 - mu if settings.momentum_form == "ema" else 1.0,
+            "of_m": mu if settings.nesterov else 1.0, "of_g": 1.0 if settings.nesterov else 0.0}
 
 def sgd(w, g, m, u, lr, settings):
     """w ← w − lr · u, with u = g if m is None, else the momentum of g in the sum form."""

@@ -56,8 +56,8 @@ def triples_of(steps, coefficients):
     return [coefficients.triples[min(i, len(coefficients.triples) - 1)] for i in range(steps)]
 
 def newton_schulz(g, steps=None, coefficients=COEFFICIENTS["keller"]):
-    """U diag(p(… p(s/‖g‖_F))) Vᵀ, where g = U diag(s) Vᵀ          g (…, m, n) → (…, m, n)
-    All s/‖g‖_F lie in [0, 1]. Zero stays zero. Leading axes are separate matrices. A step costs
+    """U diag(p(… p(s/f))) Vᵀ, where g = U diag(s) Vᵀ, f = safety · ‖g‖_F     g, result (…, m, n)
+    All s/f lie in [0, 1]. Zero stays zero. Leading axes are separate matrices. A step costs
     2 k² (2 l + k) floating-point operations, with k the smaller and l the larger of m and n."""
     tall = g.shape[-2] > g.shape[-1]
     norm = xp.sqrt((g * g).sum(axis=(-2, -1), keepdims=True))             # (…, 1, 1)

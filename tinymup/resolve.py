@@ -17,8 +17,8 @@ class Spec(NamedTuple):
     mean: float = 0.0          # 1 for a norm gain
     std: float = 1.0           # a factor on the table's; 0 if all values start at the mean
     in_branch: bool = False    # inside a residual branch, where depth counts
-    head_dim: int = None       # of a matrix whose columns are heads: the columns of one head
-    logits: str = None         # the attention logits that are linear in it, which QK-Clip bounds
+    head_dim: int = None       # columns per head, of a matrix whose columns are heads
+    logits: str = None         # name of the attention logits it makes, which QK-Clip bounds
     lookups: int = 0           # of a lookup table: rows read per token
     constrained: bool = True   # u-μP: dx_factor has to equal y_factor, see unit_scaling.py
     rounded: bool = False      # u-μP's paper rounds its product to FP8 ("non-critical")
@@ -71,7 +71,7 @@ class Row(NamedTuple):
     mean: float
     std: float
     mult: float
-    lr: float              # Muon: the factor on s·O
+    lr: float              # Muon's step is lr · shape_factor · O
     shape_factor: float    # Muon's s; 1 for the others
     heads: int             # Muon orthogonalises this many blocks of columns separately
     eps: float

@@ -79,8 +79,8 @@ class Parametrization(NamedTuple):
 
     @property
     def tied_readout(self):
-        """The multiplier of a readout that shares the embedding's matrix, whose width is fan_out.
-        With it A·w starts at the same standard deviation as that of the role "output"."""
+        """The multiplier of a readout that shares the embedding's matrix. It uses the transpose, so
+        its fan_in is the matrix's fan_out. A·w starts at the deviation of the role "output"."""
         output = self.rules["output"]
         return Power(fan_out=output.init.times(output.mult).fan_in).over(self.rules["tied"].init)
 
@@ -107,7 +107,7 @@ OUT_PER_IN, PER_ROOT_IN_OUT = Power(fan_in=-1, fan_out=1), Power(fan_in=-1/2, fa
 BASE_INIT = {"embedding": ONE, "input": PER_ROOT_IN, "hidden": PER_ROOT_IN, "output": PER_ROOT_IN,
              "vector": ONE, "scalar": ONE, "tied": PER_ROOT_OUT}
 
-# Standard parametrization: lr ignores the width. (arXiv:2203.03466, Table 3, in brackets.)
+# Standard parametrization: lr ignores the width. (arXiv:2203.03466, Table 3, values in brackets.)
 SP = {
     #                  init          mult         sgd          adamw
     "embedding": Rule(ONE,          ONE,         ONE,         ONE),
@@ -195,7 +195,7 @@ DEPTH_RULES = {"none": DepthRule(ONE, ONE, ONE),
 # u-μP's branch weights follow a recursion (unit_scaling.py), and its gradients do not carry them.
 U_MUP_DEPTH = DepthRule(ONE, Power(depth=-1/2), Power(depth=-1/2))
 
-# Muon's factor s on the orthogonal step, by who uses it.
+# Muon's factor s on the orthogonal step at the base model's sizes; then lr·s follows the table.
 SHAPE_FACTORS = {
     "spectral": lambda fan_in, fan_out: sqrt(fan_out / fan_in),
     "keller": lambda fan_in, fan_out: sqrt(max(1, fan_out / fan_in)),

@@ -13,9 +13,10 @@ from .resolve import attention_scale, fans
 # dx and dw are gradients of f, not of y_factor · f. dx_factor = y_factor is the chain rule. With
 # another factor the gradient is the true one times a constant. For a weight, Adam does not notice
 # this constant. For an input it does no harm if every path from the input to the loss has the same
-# one. An input that also flows past f, along the residual stream, has two paths. There dx_factor
-# must equal y_factor: f is *constrained*. Where a factor lies between two limits, the authors have
-# fitted the exponent that interpolates them.
+# one. An input that also flows past a branch, along the residual stream, has two paths. So in a
+# branch the product of all dx_factors must be that of the y_factors. Most f are *constrained* to
+# dx_factor = y_factor; up and down are not, because each has the other's. Where a factor lies
+# between two limits, the authors have fitted the exponent that interpolates them.
 
 
 def log_interpolate(a, lower, upper):
@@ -23,17 +24,17 @@ def log_interpolate(a, lower, upper):
     return math.exp((1 - a) * math.log(lower) + a * math.log(upper))
 
 
-def linear_factors(fan_in, fan_out, rows, constrained=True):
+def linear_factors(fan_in, fan_out, tokens, constrained=True):
     """(y, dx, dw) of y = x w with w (fan_in, fan_out): a sum of n unit terms has std √n.
-    x has `rows` rows (batch × sequence). dw is also the factor of a bias."""
+    x has a row per token, batch × sequence."""
     y = fan_in**-0.5
-    return y, y if constrained else fan_out**-0.5, rows**-0.5
+    return y, y if constrained else fan_out**-0.5, tokens**-0.5
 
 
-def readout_factors(fan_in, fan_out, rows):
+def readout_factors(fan_in, fan_out, tokens):
     """(y, dx, dw) of the last layer. y = 1/fan_in is μP's: features and weights will align.
     The authors' slides have 1/√fan_in for dx. Their code has 1/√fan_out, which gives unit scale."""
-    return 1 / fan_in, fan_out**-0.5, rows**-0.5
+    return 1 / fan_in, fan_out**-0.5, tokens**-0.5
 
 
 def lookup_factor(vocab, lookups):
@@ -41,9 +42,9 @@ def lookup_factor(vocab, lookups):
     return (vocab / lookups)**0.5
 
 
-def gain_factor(rows):
-    """dw of a norm's gain, a sum over rows. y and dx are 1: the norm has unit scale already."""
-    return rows**-0.5
+def gain_factor(tokens):
+    """dw of a gain or a bias, a sum over tokens. y and dx are 1: a norm has unit scale already."""
+    return tokens**-0.5
 
 
 def gelu_factor(alpha=1.0):
@@ -87,7 +88,7 @@ def branch_factors(depth, alpha_res=1.0, alpha_res_ratio=1.0):
 
 def dlogits_factor(vocab):
     """On softmax(α·logits) − onehot: one over its std at the uniform prediction, √(V−1)/V.
-    The gradient has neither the mean's 1/rows nor α. The reported loss is the plain mean."""
+    The gradient has neither the mean's 1/tokens nor α. The reported loss is the plain mean."""
     return vocab / (vocab - 1)**0.5
 
 
