@@ -22,7 +22,7 @@ from umup_alphas import LARGE, WIDTHS, best
 from umup_transfer import SEEDS
 
 LRS, LARGEST = [2.0**e for e in range(-9, -4)], 1024
-LARGEST_LRS = {"umup": [2.0**e for e in range(0, 3)], "mup": [2.0**e for e in range(-8, -5)]}
+OURS, RIVAL = "u-μP, α tuned", "μP, tuned"
 MULTIPLIERS = ["output_mult", "attn_mult", "embed_mult", "init_scale"]
 SWEEP_WIDTH, SWEEP_LR, VALUES = 64, 2.0**-7, [2.0**e for e in range(-3, 4)]
 TITLE = "300 steps of AdamW; mean and range of seeds (3 to width 256, else 1)"
@@ -54,24 +54,25 @@ def tuned(records):
     return {name: best(losses) for name, losses in sweeps(records).items()}
 
 
-def grids(multipliers):
-    """The search, the tuned μP at all widths, and the tuned u-μP at the largest."""
-    mup, umup = Config(**multipliers), Config(param="umup", **umup_alphas.tuned())
-    return [*searches(), (mup, {"width": WIDTHS, "lr": LRS, "seed": SEEDS}),
-            (mup, {"width": [LARGE], "lr": LRS, "seed": SEEDS[:1]}),
-            (mup, {"width": [LARGEST], "lr": LARGEST_LRS["mup"], "seed": SEEDS[:1]}),
-            (umup, {"width": [LARGEST], "lr": LARGEST_LRS["umup"], "seed": SEEDS[:1]})]
-
-
 def train(flags):
-    """The search first, since its outcome decides what is trained at the other widths.
+    """The search, then the tuned μP at other widths, then both at the largest width.
 
-    The CSV is written without the largest width, and again with it.
+    There the learning rate that is best at width 64 comes first, then its neighbours. The CSV is
+    written after each stage.
     """
     configs = list(dict.fromkeys(c for grid in searches() for c in sweep.grid(*grid)))
     found, _ = transfer.finished_runs("umup_rival", configs, flags)
-    for count in (-2, None):
-        transfer.train("umup_rival", grids(tuned(found))[:count], flags)
+    bases = {OURS: Config(param="umup", **umup_alphas.tuned()), RIVAL: Config(**tuned(found))}
+    grids = [*searches(), (bases[RIVAL], {"width": WIDTHS, "lr": LRS, "seed": SEEDS}),
+             (bases[RIVAL], {"width": [LARGE], "lr": LRS, "seed": SEEDS[:1]})]
+    transfer.train("umup_rival", grids, flags)
+    groups = transfers(transfer.read("umup_rival"))
+    for factors in ([1], [1/2, 2]):
+        for name, base in bases.items():
+            lr, _ = tuned_small.tuned(name, groups[name])
+            grids.append((base, {"width": [LARGEST], "lr": [f * lr for f in factors],
+                                 "seed": SEEDS[:1]}))
+        transfer.train("umup_rival", grids, flags)
 
 
 def transfers(records):
@@ -82,8 +83,8 @@ def transfers(records):
                 and all(r["config"].get(name, 1.0) == value for name, value in chosen.items())]
         return next(iter(optimum.curves(kept)[1].values()))
     alphas = umup_alphas.tuned()
-    return {"u-μP, α tuned": curve([*transfer.read("umup_alphas"), *records], "umup", alphas),
-            "μP, tuned": curve(records, "mup", tuned(records)),
+    return {OURS: curve([*transfer.read("umup_alphas"), *records], "umup", alphas),
+            RIVAL: curve(records, "mup", tuned(records)),
             "μP": umup_transfer.transfers(transfer.read("umup_transfer"))["mup"]}
 
 
@@ -100,8 +101,7 @@ def table(records):
 
 def verdict(groups):
     """Where the tuned u-μP is not ahead of the tuned μP, each at the lr of width 64."""
-    ours, rival = (tuned_small.tuned(name, groups[name])[1]
-                   for name in ("u-μP, α tuned", "μP, tuned"))
+    ours, rival = (tuned_small.tuned(name, groups[name])[1] for name in (OURS, RIVAL))
     lead = {width: rival[width].loss - ours[width].loss for width in ours}
     behind = [str(width) for width, ahead in lead.items() if ahead <= 0]
     return ("u-μP's lead over the tuned μP: "

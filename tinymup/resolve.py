@@ -150,7 +150,7 @@ def muon_numbers(spec, table, hyper):
 
 
 def attention_scale(param, head_dim, base_head_dim):
-    """The factor on q·k: 1/√d (SP, NTK), √d₀/d with the base's d₀ (μP), or 1/d (u-μP, no d₀)."""
+    """The factor on q·k: 1/√D (SP, NTK), √D₀/D with the base's D₀ (μP), or 1/D (u-μP, no D₀)."""
     table = PARAMETRIZATIONS[param]
     base = 1 if table.base_free else base_head_dim
     return table.attention.at(Size(fan_in=head_dim / base)) * PER_ROOT_IN.at(Size(fan_in=base))
