@@ -11,12 +11,12 @@ ROOT = Path(__file__).parent.parent
 REDRAWN = ["coord_check", "corpora", "depth_transfer", "drift_causes", "feature_learning",
            "long_transfer", "low_precision", "lr_transfer", "mlp_sgd", "muon_transfer",
            "muon_vs_adamw", "mutransfer", "newton_schulz", "qk_clip", "rank_transfer",
-           "tensor_rms", "umup_alphas", "umup_factors", "umup_transfer", "what_transfers",
-           "wide_transfer"]
+           "tensor_rms", "umup_alphas", "umup_factors", "umup_rival", "umup_transfer",
+           "what_transfers", "wide_transfer"]
 QUOTED = ["corpora", "depth_transfer", "drift_causes", "long_transfer", "low_precision",
           "lr_transfer", "mlp_sgd", "muon_transfer", "muon_vs_adamw", "mutransfer", "qk_clip",
-          "rank_transfer", "umup_alphas", "umup_factors", "umup_transfer", "what_transfers",
-          "wide_transfer"]   # the others have their own tables
+          "rank_transfer", "umup_alphas", "umup_factors", "umup_rival", "umup_transfer",
+          "what_transfers", "wide_transfer"]   # the others have their own tables
 
 
 @pytest.fixture(scope="module")
