@@ -154,8 +154,8 @@ def test_a_mixed_sweep_of_the_command_line_has_one_run_for_each_distinct_config(
         parsed = vars(train.parser().parse_args(arguments))
         return flags.configs_of(parsed)
     found = runs("--optimizer", "adamw", "muon", "--newton-schulz-steps", "3", "5")
-    assert [(c.optimizer, c.newton_schulz_steps) for c in found] == [
-        ("adamw", None), ("muon", 3), ("muon", 5)]
+    assert [(c.optimizer, c.newton_schulz_steps) for c in found] == [     # most work first
+        ("muon", 3), ("muon", 5), ("adamw", None)]
     found = runs("--param", "sp", "mup", "umup", "--alpha-res", "0.5", "1", "--base-width", "32")
     assert {(c.param, c.alpha_res, c.base_width) for c in found} == {
         ("sp", 1, 32), ("mup", 1, 32), ("umup", 0.5, None), ("umup", 1, None)}
