@@ -86,8 +86,8 @@ def report(found):
                      + f"{moved.octaves:>+10.2f}{' ' if moved.exact else '?'}  "
                      + ", ".join(f"{octaves:+.2f}" for octaves in moved.by_seed))
     guilty = [name for name, octaves in drifts.items() if abs(octaves) <= abs(drifts["μP"]) / 2]
-    return "\n".join([*lines, f"guilty: {', '.join(guilty)}; not refuted" if guilty
-                      else "guilty: none; refuted"])
+    return "\n".join([*lines, f"halve the drift: {', '.join(guilty)}; not refuted" if guilty
+                      else "halve the drift: none; refuted"])
 
 
 def draw(found):

@@ -27,7 +27,7 @@ OTHER_WIDTH, OTHER_SEEDS = 256, SEEDS[:1]
 
 def tuned():
     """{α's name: its best value at width 64}"""
-    sweeps = umup_transfer.alpha_sweeps(transfer.read("umup_transfer"))
+    sweeps = umup_transfer.one_at_a_time(transfer.read("umup_transfer"))
     return {name: best(losses) for name, losses in sweeps.items()}
 
 
@@ -62,7 +62,7 @@ def marked(value):
 
 def alphas(records):
     """A row per α: the best values at both widths, and what the one of width 64 loses at 256."""
-    other = umup_transfer.alpha_sweeps(records, OTHER_WIDTH)
+    other = umup_transfer.one_at_a_time(records, OTHER_WIDTH)
     lines = [f"{'':16}{f'best at {ALPHA_WIDTH}':>14}{f'best at {OTHER_WIDTH}':>14}"
              f"{f'loses at {OTHER_WIDTH}':>16}"]
     bad = []

@@ -25,7 +25,7 @@ LRS, LARGEST = [2.0**e for e in range(-9, -4)], 1024
 OURS, RIVAL = "u-μP, α tuned", "μP, tuned"
 MULTIPLIERS = ["output_mult", "attn_mult", "embed_mult", "init_scale"]
 SWEEP_WIDTH, SWEEP_LR, VALUES = 64, 2.0**-7, [2.0**e for e in range(-3, 4)]
-TITLE = "300 steps of AdamW; mean and range of seeds (3 to width 256, else 1)"
+TITLE = "300 steps of AdamW; mean and range of seeds (tuned: 3 to width 256, else 1; μP: 3)"
 
 
 def searches():
@@ -35,18 +35,8 @@ def searches():
 
 
 def sweeps(records):
-    """{multiplier: {value: mean loss}} at width 64, the others at 1."""
-    found = {}
-    for name in MULTIPLIERS:
-        by_value = {}
-        for r in records:
-            c = r["config"]
-            if [c["param"], c["width"], c["lr"]] == ["mup", SWEEP_WIDTH, SWEEP_LR] and all(
-                    c[other] == 1 for other in MULTIPLIERS if other != name):
-                by_value.setdefault(c[name], {})[c["seed"]] = r["loss"]
-        found[name] = {value: optimum.point(value, losses).loss
-                       for value, losses in sorted(by_value.items())}
-    return found
+    """{multiplier: {value: mean loss}} of the search."""
+    return umup_transfer.one_at_a_time(records, SWEEP_WIDTH, SWEEP_LR, MULTIPLIERS)
 
 
 def tuned(records):

@@ -22,9 +22,9 @@ GRIDS = [(Config(param="umup"), {"width": WIDTHS, "lr": LRS, "seed": SEEDS}),
             {alpha: VALUES, "seed": SEEDS}) for alpha in ALPHAS)]
 
 
-def at_one(config, *but):
-    """Whether all α's but those named are 1."""
-    return all(config[alpha] == 1 for alpha in ALPHAS if alpha not in but)
+def at_one(config, *but, names=ALPHAS):
+    """Whether all α's, or other multipliers, are 1 but those named in but."""
+    return all(config[name] == 1 for name in names if name not in but)
 
 
 def strip(record):
@@ -41,19 +41,21 @@ def transfers(records):
     return groups | {"umup": next(iter(optimum.curves(plain)[1].values()))}
 
 
-def alpha_sweeps(records, width=ALPHA_WIDTH):
-    """{α's name: {value: mean loss of the seeds that all values have}}, the other α's at 1."""
-    here = [r for r in records
-            if [r["config"]["width"], r["config"]["lr"]] == [width, ALPHA_LR]]
+def one_at_a_time(records, width=ALPHA_WIDTH, lr=ALPHA_LR, names=ALPHAS):
+    """{name of an α: {value: mean loss of the seeds that all values have}}, the other α's at 1.
+
+    names: other multipliers instead of the α's.
+    """
+    here = [r for r in records if [r["config"]["width"], r["config"]["lr"]] == [width, lr]]
     sweeps = {}
-    for alpha in ALPHAS:
+    for name in names:
         by_value = {}
         for r in here:
-            if at_one(r["config"], alpha):
-                by_value.setdefault(r["config"][alpha], {})[r["config"]["seed"]] = r["loss"]
+            if at_one(r["config"], name, names=names):
+                by_value.setdefault(r["config"][name], {})[r["config"]["seed"]] = r["loss"]
         shared = set.intersection(*map(set, by_value.values()))     # like for like
         points = [optimum.point(*item) for item in sorted(by_value.items())]
-        sweeps[alpha] = {p.lr: p.loss for p in optimum.of_seeds(points, shared)}
+        sweeps[name] = {p.lr: p.loss for p in optimum.of_seeds(points, shared)}
     return sweeps
 
 
@@ -94,6 +96,6 @@ if __name__ == "__main__":
     if not flags.redraw:
         transfer.train("umup_transfer", GRIDS, flags)
     records = transfer.read("umup_transfer")
-    groups, sweeps = transfers(records), alpha_sweeps(records)
+    groups, sweeps = transfers(records), one_at_a_time(records)
     print(optimum.report("width", groups) + "\n\n" + report(sweeps))
     draw(groups, sweeps)

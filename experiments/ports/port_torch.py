@@ -243,15 +243,9 @@ def digest(x):
 def digests(tensors):
     return {name: digest(ours(name, x)) for name, x in tensors.items()}
 
-def main(case_path, mine_path):
-    torch.set_num_threads(1)
-    torch.set_default_dtype(torch.float64)
-    case = json.loads(Path(case_path).read_text())
-    resolved, c = case["resolved"], SimpleNamespace(**case["config"])
-    add_factors(c)
-    model = {"mlp": MLP, "transformer": Transformer}[c.model]
-    net, params, mult, groups = model(c), {}, {}, {}
-    base = model(SimpleNamespace(**vars(c) | {"width": c.base_width or c.width}))
+def scaled(net, base, c):
+    """({name: parameter}, {name: multiplier}, {optimizer: groups}) of net, which it initialises."""
+    params, mult, groups = {}, {}, {}
     for number, (key, p) in enumerate([*net.named_parameters()], 1):
         name, (path, _, leaf) = key.removesuffix(".weight"), key.rpartition(".")
         kind, group, mean, std, factors = resolve(name, p, base.get_parameter(key), c)
@@ -259,6 +253,17 @@ def main(case_path, mine_path):
         multiply(net.get_submodule(path), leaf, *factors)
         params[name], mult[name] = p, factors[0]
         groups.setdefault(kind, []).append(group)
+    return params, mult, groups
+
+def main(case_path, mine_path):
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    case = json.loads(Path(case_path).read_text())
+    resolved, c = case["resolved"], SimpleNamespace(**case["config"])
+    add_factors(c)
+    model = {"mlp": MLP, "transformer": Transformer}[c.model]
+    net, base = model(c), model(SimpleNamespace(**vars(c) | {"width": c.base_width or c.width}))
+    params, mult, groups = scaled(net, base, c)
     for module in net.modules():
         module.register_forward_hook(lambda layer, _, y: setattr(layer, "seen", y))
     make = {"adamw": lambda g: torch.optim.AdamW(g, betas=c.betas),
