@@ -180,7 +180,7 @@ def test_a_subfolder_that_cannot_be_read_is_refused_by_name(folder, pattern, mon
 
 def test_a_pipe_and_a_device_are_refused_and_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (str(tmp_path / "pipe"), "/dev/zero", str(tmp_path / "p*")):
+    for path in (str(tmp_path / "pipe"), "/dev/zero", str(tmp_path / "p*"), str(tmp_path)):
         with pytest.raises(ValueError) as error:
             data.load([path])
         assert "regular files" in one_line(error)

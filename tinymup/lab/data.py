@@ -78,8 +78,8 @@ def find_files(paths):
             raise ValueError(f"--data {path}: no such file, directory or glob; check the path")
         for match in named:
             if Path(match).is_dir():
-                files = (Path(folder, name) for folder, names in folders(match) for name in names)
-                found.update(filter(Path.is_file, files))
+                found.update(Path(folder, name) for folder, names in folders(match)
+                             for name in names)
             else:
                 found.add(Path(match))
     once = {}
