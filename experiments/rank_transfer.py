@@ -13,7 +13,7 @@ at 64, less the best loss of all settings at 512.
 
 Refuted by: ρ under μP below 0.9, or not above that of both SP and SP·1/width.
 
-The CSV is written after 8, 16 and 32 settings, and the same command goes on after an interruption.
+The CSV is written after 8, 16, 24 and 32 settings; the same command goes on after an interruption.
 """
 import math
 import statistics
@@ -23,7 +23,7 @@ import transfer
 from tinymup.lab.config import Config
 from tinymup.lab.plot import plt, save
 
-SMALL, LARGE, COUNTS, ENOUGH = mutransfer.SMALL, 512, [8, 16, 32], 0.9
+SMALL, LARGE, COUNTS, ENOUGH = mutransfer.SMALL, 512, [8, 16, 24, 32], 0.9
 NOTHING = math.log(256)   # nats per byte of a uniform guess
 # Rule: (parametrization, search, factor on the lr at the large width).
 RULES = {"SP": ("sp", "mup", 1.0), "SP·1/width": ("sp", "mup", SMALL / LARGE),
