@@ -6,10 +6,11 @@ if __name__ == "__main__":
 import math  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+from tinymup.backend import use  # noqa: E402
 from tinymup.lab import data, dump, optimum, plan, plot, run, sweep  # noqa: E402
-from tinymup.lab.config import GROUPS  # noqa: E402
+from tinymup.lab.config import GROUPS, same_program  # noqa: E402
 from tinymup.lab.flags import Parser, add_config, configs_of, numbers  # noqa: E402
-from tinymup.lab.results import Results, finished  # noqa: E402
+from tinymup.lab.results import Results  # noqa: E402
 from tinymup.lab.tables import TABLE_FORMATS, explain  # noqa: E402
 
 EXAMPLES = """Trains a network, or sweeps over widths and learning rates:
@@ -25,7 +26,9 @@ EXAMPLES = """Trains a network, or sweeps over widths and learning rates:
 Every flag of the model, the scaling and the training takes several values and is then an axis of
 the sweep. Ranges include both ends: 2^-10:2^-4 is each power of two, 2^-8:2^-4:0.5 goes in half
 octaves, and 64:256:64 in steps of 64. A sweep appends each finished run to results.jsonl in --out
-and skips those already there."""
+and skips those already there.
+
+In the list, a semicolon precedes the runs that use an option, and brackets hold its default."""
 INTERRUPTED = ("interrupted: finished runs are kept, and the same command trains the others; "
                "add --resume to continue them from their checkpoints")
 
@@ -38,7 +41,7 @@ def parser():
                                       help="multiples of each run's default lr, instead of --lr")
     machine = sections[GROUPS[-1]]
     machine.add_argument("--jobs", type=int, default=1, metavar="N",
-                         help="runs at a time, with one BLAS thread each if more than one [1]")
+                         help="runs at a time; if more than one, each has one BLAS thread [1]")
     machine.add_argument("--cluster", metavar="ADDRESS",
                          help="train on a cluster: the address of its Dask scheduler, as "
                               "tcp://host:8786, or its scheduler file")
@@ -47,7 +50,8 @@ def parser():
     machine.add_argument("--resume", action="store_true",
                          help="continue unfinished runs from their checkpoints")
     machine.add_argument("--explain", nargs="?", const="markdown", choices=TABLE_FORMATS,
-                         metavar="FORMAT", help="print what each parameter will get, and exit: "
+                         metavar="FORMAT", help="print what each parameter will get (the first "
+                         "of runs that differ only in lr or seed), and exit: "
                          f"{', '.join(TABLE_FORMATS)} [markdown]")
     machine.add_argument("--dump", type=Path, metavar="FOLDER",
                          help="train one run and write its numbers here, for a port; "
@@ -59,8 +63,9 @@ def parser():
 def single(config, corpus, results, resume):
     """Trains one run in this process and prints its losses and a sample of text."""
     key = config.key(corpus.digest)
-    record = results.read().get(key)
-    if finished(record):
+    known = sweep.known_runs(results.read())
+    record = known.get(key) or known.get(same_program(config).key(corpus.digest))
+    if record:
         terminal.say(
             f"this run is in {results.path} already; choose another --out to train it again")
     else:
@@ -73,7 +78,8 @@ def single(config, corpus, results, resume):
                 record["sample"] = text[config.seq:].decode("utf-8", "replace")
         finally:                                # also if the sample is interrupted
             results.append(record)
-    shown = record["curve"][:-1:4] + record["curve"][-1:]
+    curve = record.get("curve", [])
+    shown = curve[:-1:4] + curve[-1:]
     print("  ".join(f"step {step}: {loss:.3f}" for step, loss in shown if loss is not None))
     if record["status"] == "diverged":
         print("diverged: choose a smaller --lr")
@@ -91,11 +97,12 @@ def many(configs, corpus, results, flags):
     records = sweep.run_all(configs, corpus, results, flags["jobs"], flags["resume"],
                             cluster=flags["cluster"])
     size, groups = optimum.curves(records)
-    text = optimum.report(size, groups)
-    if not flags["no_plot"] and any(record["loss"] is not None for record in records):
+    print(optimum.report(size, groups))
+    drawable = any(optimum.optimum(points) for by_size in groups.values()
+                   for points in by_size.values())
+    if drawable and not flags["no_plot"]:
         plot.loss_against_lr(size, groups, flags["out"] / "plot.png")
-        text += f"\n\nplot: {flags['out'] / 'plot.png'}"
-    print(text)
+        print(f"\nplot: {flags['out'] / 'plot.png'}")
     return sum(record["status"] == "failed" for record in records)
 
 
@@ -113,13 +120,13 @@ def main(arguments=None):
             return print(explain(configs, flags["explain"]))
         if not flags["cluster"]:
             plan.check_memory(configs)
-            run.use(configs[0].device)
+            use(configs[0].device)
         corpus = data.load(configs[0].data, max(c.seq for c in configs))
         if flags["dump"]:
             if len(configs) > 1 or flags["cluster"]:
-                where = " on a cluster" * bool(flags["cluster"])
+                found = "--cluster" if flags["cluster"] else f"{len(configs)} runs"
                 raise ValueError(f"--dump {flags['dump']}: needs a single run on this machine, "
-                                 f"and these flags ask for {len(configs)}{where}")
+                                 f"and these flags ask for {found}")
             losses = dump.write(flags["dump"], configs[0], corpus)
             return print(f"losses {losses[0]:.4f} … {losses[-1]:.4f}: {flags['dump']}/index.json")
         results = Results(flags["out"])

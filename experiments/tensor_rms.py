@@ -20,7 +20,7 @@ from transfer import (  # noqa: I001 (first: it sets the path)
     FIGURES, arguments, commit, rows_of, write)
 
 from tinymup import layers, transformer
-from tinymup.lab import data, run, sweep
+from tinymup.lab import data, run, worker
 from tinymup.lab.config import Config, build, complete, settings
 from tinymup.lab.plot import BLUE, ORANGE, legend, named, plt, save
 from tinymup.network import initialize
@@ -90,7 +90,7 @@ def measure_all(jobs):
     about = (f"python experiments/tensor_rms.py; commit {commit()}; corpus {data.load().digest}; "
              f"numpy {run.versions()['numpy']}; seed {SEED}; default lr of adamw; "
              f"batch {config.batch} x {config.seq}")
-    os.environ |= dict.fromkeys(sweep.THREADS, "1")       # read by the BLAS of each new process
+    os.environ |= dict.fromkeys(worker.THREADS, "1")       # read by the BLAS of each new process
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         runs = [pool.submit(measure, param, width)
                 for width in reversed(WIDTHS) for param in PARAMS]

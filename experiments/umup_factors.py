@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import transfer  # first: it sets the path
 from tinymup import optim, ops
-from tinymup.lab import data, optimum, run, sweep
+from tinymup.lab import data, optimum, run, worker
 from tinymup.lab.config import Config, build, complete, settings
 from tinymup.lab.plot import BLACK, BLUE, ORANGE, plt, save
 from tinymup.lab.results import Results
@@ -111,7 +111,7 @@ def train(jobs):
              f"{run.versions()['numpy']}; {config.steps} steps of adamw, depth {config.depth}, "
              f"head_dim {config.head_dim}, batch {config.batch} x {config.seq}; lr: u-μP's, μP has "
              f"1/{BASE} of it")
-    os.environ |= dict.fromkeys(sweep.THREADS, "1")       # read by the BLAS of each new process
+    os.environ |= dict.fromkeys(worker.THREADS, "1")       # read by the BLAS of each new process
     results, done = Results(transfer.ROOT / "runs" / NAME), []
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         for widths, variants in STAGES:

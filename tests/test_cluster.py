@@ -15,6 +15,7 @@ import pytest
 import train
 from tinymup.lab import cluster, data, sweep
 from tinymup.lab.config import Config, complete
+from tinymup.lab.worker import THREADS
 
 distributed = pytest.importorskip("distributed")
 
@@ -128,7 +129,7 @@ def runs_of(workers):
 @pytest.mark.parametrize("where", ["address", "file"])
 def test_a_cluster_gives_the_records_of_this_machine_bit_for_bit(
         where, two, tmp_path, monkeypatch):
-    for name in sweep.THREADS:
+    for name in THREADS:
         monkeypatch.setenv(name, "1")
     assert command(SHORT, tmp_path / "here") == 0
     address = str(getattr(two, where))

@@ -164,10 +164,12 @@ def test_a_mixed_sweep_of_the_command_line_has_one_run_for_each_distinct_config(
 
 # Ranges and choices
 
-OUTSIDE = {configs.POSITIVE: (0, -1, math.inf, math.nan),
+OUTSIDE = {configs.COUNT: (0, -1, math.inf, math.nan),
+           configs.POSITIVE: (0, -1, math.inf, math.nan),
            configs.NOT_NEGATIVE: (-1, math.inf, math.nan),
            configs.FRACTION: (-0.1, 1, 2, math.nan), configs.DEPTH: (0, 10_001, 2**40)}
-LIMITS = {configs.POSITIVE: 1e-300, configs.NOT_NEGATIVE: 0, configs.FRACTION: 0, configs.DEPTH: 1}
+LIMITS = {configs.COUNT: 1, configs.POSITIVE: 1e-300, configs.NOT_NEGATIVE: 0,
+          configs.FRACTION: 0, configs.DEPTH: 1}
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -182,7 +184,7 @@ def test_a_number_outside_its_range_is_refused(name):
 @pytest.mark.parametrize("name", NUMBERS)
 def test_the_least_number_of_a_range_is_accepted(name):
     kind, limit = FIELDS[name].metadata["kind"], LIMITS[FIELDS[name].metadata["range"]]
-    value = (limit, limit) if kind is tuple else max(limit, 1) if kind is int and limit else limit
+    value = (limit, limit) if kind is tuple else limit
     around = {"width": {"head_dim": 2, "width": 2}, "head_dim": {"head_dim": 2},   # even, dividing
               "eps": {"dtype": "float64"}}                      # float32 would make it 0
     assert complete(user_of(name, **{name: value} | around.get(name, {})))
@@ -347,7 +349,7 @@ def test_the_finished_runs_of_an_old_file_are_found_by_the_keys_of_today(old, mo
     monkeypatch.setattr(sweep.Workers, "train", None)
     corpus = data.Corpus(None, None, lines[0]["corpus"])
     results = Results(folder)
-    found = sweep.run_all([complete(c) for c in TODAY], corpus, results, progress=False)
+    found = sweep.run_all([complete(c) for c in TODAY], corpus, results, shown=False)
     assert [r["loss"] for r in found] == [r["loss"] for r in lines]
     assert [r["status"] for r in found] == ["done"] * 5 + ["diverged"]
     assert [r["key"] for r in found] == [complete(c).key(corpus.digest) for c in TODAY]
@@ -367,9 +369,9 @@ def test_an_old_file_does_not_answer_for_other_runs(old, monkeypatch):
     corpus = data.Corpus(None, None, lines[0]["corpus"])
     others = [replace(complete(c), seed=7) for c in TODAY]
     results = Results(folder)
-    sweep.run_all([*map(complete, TODAY), *others], corpus, results, progress=False)
+    sweep.run_all([*map(complete, TODAY), *others], corpus, results, shown=False)
     assert asked == others
     again = results.read()                     # old and new lines in one file
     assert len(again) == 12 and all(again[key]["key"] == key for key in again)
-    sweep.run_all(others, corpus._replace(digest="another text"), results, progress=False)
+    sweep.run_all(others, corpus._replace(digest="another text"), results, shown=False)
     assert asked == others * 2

@@ -187,7 +187,7 @@ def test_a_pipe_and_a_device_are_refused_and_not_read(tmp_path):
 
 
 def test_a_file_larger_than_the_memory_is_refused_by_its_size(text_file, monkeypatch):
-    monkeypatch.setattr(data, "memory", lambda: len(TEXT) - 1)
+    monkeypatch.setattr(data, "machine_memory", lambda: len(TEXT) - 1)
     with pytest.raises(ValueError) as error:
         data.load([str(text_file)])
     assert f"{len(TEXT):,} bytes" in one_line(error)

@@ -64,7 +64,7 @@ def strict(monkeypatch):
 
 def trained(config, **options):
     """A run's losses, and its parameters on the host."""
-    record, _, params = run.train(complete(config), CORPUS, progress=False, **options)
+    record, _, params = run.train(complete(config), CORPUS, shown=False, **options)
     losses = record["curve"], record["loss"], record["status"], record["largest_logits"]
     return losses, {name: to_host(w) for name, w in params.items()}
 
@@ -159,7 +159,7 @@ def test_a_training_step_with_other_options_never_waits_for_the_device(options, 
 @pytest.mark.parametrize("steps, logs", [(4, 4), (60, 20), (50, 25), (61, 21)])
 def test_a_run_waits_once_per_log_point_and_once_to_evaluate(steps, logs, strict):
     config = complete(replace(MLP, steps=steps, clip=0.1))
-    (record, _, _), counts = strict(lambda: run.train(config, CORPUS, progress=False))
+    (record, _, _), counts = strict(lambda: run.train(config, CORPUS, shown=False))
     assert len(record["curve"]) == logs and counts.syncs == logs + 1
 
 
@@ -167,7 +167,7 @@ def test_a_checkpoint_waits_once_per_array_and_a_log_point_of_the_transformer_tw
         strict, tmp_path):
     config = complete(TRANSFORMER)
     (_, _, params), counts = strict(
-        lambda: run.train(config, CORPUS, tmp_path / "run.npz", progress=False))
+        lambda: run.train(config, CORPUS, tmp_path / "run.npz", shown=False))
     logs = config.steps * 2     # each of the 4 steps is a log point: its loss and largest logits
     arrays = 3 * len(params)    # each with AdamW's two moments
     assert counts.syncs == logs + 1 + arrays

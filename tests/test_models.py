@@ -355,7 +355,7 @@ CORPUS = data.Corpus(TEXT[:8000], TEXT[8000:], "fox")
 def test_a_tiny_run_learns(model, param):
     config = Config(model=model, param=param, width=32, base_width=16, steps=40, warmup=4, batch=8,
                     seq=32, lr=2**-5)
-    record, _, _ = run.train(complete(config), CORPUS, progress=False)
+    record, _, _ = run.train(complete(config), CORPUS, shown=False)
     # nats; a uniform guess has 5.5. Seen: 0.05 to 0.13
     assert record["status"] == "done" and record["loss"] < 2.0
 
@@ -363,7 +363,7 @@ def test_a_tiny_run_learns(model, param):
 def test_same_seed_same_bytes():
     def trained(seed):
         config = Config(width=32, base_width=16, steps=3, warmup=1, batch=4, seq=16, seed=seed)
-        _, _, params = run.train(complete(config), CORPUS, progress=False)
+        _, _, params = run.train(complete(config), CORPUS, shown=False)
         return b"".join(params[name].tobytes() for name in sorted(params))
     assert trained(0) == trained(0) != trained(1)
 

@@ -725,7 +725,7 @@ TRAINED = replace(CLIPPED, steps=3, warmup=1, biases=True, lr=0.5, qk_clip_thres
 
 def test_recorded_maxima_are_those_of_the_forward_that_ran_and_no_other_runs(attentions):
     config = complete(TRAINED)
-    record, *_ = run.train(config, CORPUS, progress=False)
+    record, *_ = run.train(config, CORPUS, shown=False)
     assert len(attentions) == config.depth * (config.steps + run.HELD_OUT_BATCHES)
     assert [step for step, _ in record["largest_logits"]] == [1, 2, 3]
     recorded = [heads for _, blocks in record["largest_logits"] for heads in blocks]
@@ -738,7 +738,7 @@ def test_between_log_points_the_largest_is_kept(monkeypatch):
     config = config_of(TRAINED, steps=4, optimizer="muon")
 
     def recorded():
-        record, *_ = run.train(config, CORPUS, progress=False)
+        record, *_ = run.train(config, CORPUS, shown=False)
         return np.array([heads for _, heads in record["largest_logits"]])
     each = recorded()
     monkeypatch.setattr(run, "LOGS", 2)
@@ -765,7 +765,7 @@ def test_muonclip_is_muons_step_then_the_clip_by_maxima_from_before_the_step():
     config = config_of(TRAINED, steps=1, warmup=0)
     clipped, state, largest = one_step(config)
     plain, plain_state, _ = one_step(config_of(config, optimizer="muon"))
-    _, _, trained = run.train(config, CORPUS, progress=False)
+    _, _, trained = run.train(config, CORPUS, shown=False)
     assert all(np.array_equal(trained[name], w) for name, w in clipped.items())
     assert all(np.array_equal(state[name], m) for name, m in plain_state.items())
     for name, s in largest.items():
@@ -782,7 +782,7 @@ def test_clipping_holds_logits_near_the_threshold_that_muon_alone_drives_up():
     for optimizer in ("muon", "muonclip"):
         config = config_of(optimizer=optimizer, biases=False, gains=False, lr=0.1, steps=40,
                            warmup=2, schedule="constant", qk_clip_threshold=1.0, dtype="float32")
-        record, *_ = run.train(config, CORPUS, progress=False)
+        record, *_ = run.train(config, CORPUS, shown=False)
         logits = np.array([heads for _, heads in record["largest_logits"]])
         peaks[optimizer] = logits[-5:].max()
     # The clip goes by the batch before, so the next batch meets the threshold only roughly.

@@ -13,7 +13,7 @@ SMALL = Config(width=64, depth=3, batch=4, seq=32, steps=3)
 CONFIGS = [complete(c) for c in (
     SMALL, replace(SMALL, ffn="swiglu", gains=True, biases=True), replace(SMALL, tied=True),
     replace(SMALL, depth=1), replace(SMALL, model="mlp", depth=5),
-    replace(SMALL, param="umup", optimizer="muon"))]
+    replace(SMALL, optimizer="muonclip"), replace(SMALL, param="umup", optimizer="muon"))]
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,9 @@ def test_the_memory_of_a_run_is_known_to_within_a_third(config):
 def test_a_network_larger_than_the_memory_is_refused_by_its_size(monkeypatch):
     large = complete(Config(width=2**15))
     needed = plan.memory(large)
-    monkeypatch.setattr(data, "memory", lambda: needed)
+    monkeypatch.setattr(data, "machine_memory", lambda: needed)
     plan.check_memory([*CONFIGS, large])
-    monkeypatch.setattr(data, "memory", lambda: needed - 1)
+    monkeypatch.setattr(data, "machine_memory", lambda: needed - 1)
     with pytest.raises(ValueError, match=r"a network of 2.58e\+10 parameters .* GB"):
         plan.check_memory([*CONFIGS, large])
     plan.check_memory([replace(large, device="gpu")])     # which has a memory of its own

@@ -160,7 +160,7 @@ def test_the_table_has_the_config_that_was_asked_for(tmp_path):
     del made["curve"]
     (tmp_path / "results.jsonl").write_bytes(line_of(made))
     corpus = data.Corpus(None, None, "digest")
-    found, = sweep.run_all([asked], corpus, Results(tmp_path), progress=False)
+    found, = sweep.run_all([asked], corpus, Results(tmp_path), shown=False)
     assert found["config"] == record_of(asked) and found["loss"] == made["loss"]
 
 

@@ -52,7 +52,7 @@ def stop_at(monkeypatch, step):
 
 def train(config, path=None, resume=False):
     """`run.train`, silent, with a checkpoint at every point of the curve."""
-    return run.train(config, CORPUS, path, resume, checkpoint_seconds=-1, progress=False)
+    return run.train(config, CORPUS, path, resume, checkpoint_seconds=-1, shown=False)
 
 
 def as_bytes(arrays):
@@ -132,7 +132,7 @@ def test_a_checkpoint_of_another_config_or_corpus_is_refused(finished):
     for config, corpus in [(replace(TINY, lr=0.01), CORPUS), (replace(TINY, seed=1), CORPUS),
                            (TINY, CORPUS._replace(digest="another"))]:
         with pytest.raises(ValueError) as error:
-            run.train(config, corpus, path, resume=True, progress=False)
+            run.train(config, corpus, path, resume=True, shown=False)
         message = str(error.value)
         assert str(path) in message and "another" in message and "\n" not in message
 
@@ -238,6 +238,16 @@ def test_a_checkpoint_cut_short_is_refused(finished, tmp_path):
     for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         (tmp_path / "run.npz").write_bytes(whole[:length])
         assert damaged(tmp_path / "run.npz")
+
+
+@pytest.mark.parametrize("error", [MemoryError, PermissionError])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(
+        error, finished, monkeypatch):
+    def load(*args, **kwargs):
+        raise error
+    monkeypatch.setattr(np, "load", load)
+    with pytest.raises(error):
+        checkpoint.load(finished[0])
 
 
 def test_a_run_does_not_continue_from_a_damaged_checkpoint(tmp_path):

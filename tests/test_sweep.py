@@ -17,13 +17,14 @@ from contextlib import suppress
 import pytest
 
 import train
-from tinymup.lab import data, optimum, sweep
+from tinymup.lab import data, optimum, plan, sweep
 from tinymup.lab.config import Config, complete, record_of
 from tinymup.lab.optimum import Point, curves, movement, point, report
 from tinymup.lab.results import Results
+from tinymup.lab.worker import THREADS, Workers
 
 ROOT = pathlib.Path(__file__).parent.parent
-ONE_THREAD = os.environ | {name: "1" for name in sweep.THREADS}
+ONE_THREAD = os.environ | {name: "1" for name in THREADS}
 TINY = ["--model", "mlp", "--steps", "6", "--warmup", "1", "--batch", "2", "--seq", "16",
         "--data", __file__]
 SIX = [*TINY, "--width", "32", "64", "--lr", "2^-7:2^-5"]
@@ -97,13 +98,13 @@ def replay(folder, monkeypatch):
     def worker(self, config, key, *_):
         asked.append(key)
         return known[key]
-    monkeypatch.setattr(sweep.Workers, "train", worker)
+    monkeypatch.setattr(Workers, "train", worker)
     return asked
 
 
 def make_up(monkeypatch, status="done", loss=2.0):
     """Lets `Workers.train` return made-up records."""
-    monkeypatch.setattr(sweep.Workers, "train", lambda self, config, key, *_:
+    monkeypatch.setattr(Workers, "train", lambda self, config, key, *_:
                         made_up(config, key, status, loss))
 
 
@@ -112,7 +113,7 @@ def finished(tmp_path_factory):
     """The folder of an uninterrupted sweep of six runs, one by one, with one BLAS thread each."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as m:
-        for name in sweep.THREADS:
+        for name in THREADS:
             m.setenv(name, "1")
         assert command([*SIX, "--no-plot"], folder) == 0
     return folder
@@ -187,7 +188,7 @@ def test_a_killed_worker_is_a_failed_run_and_the_next_sweep_retries_only_that_ru
     def worker(self, config, key, *_):
         asked.append(key)
         return made_up(config, key)
-    monkeypatch.setattr(sweep.Workers, "train", worker)
+    monkeypatch.setattr(Workers, "train", worker)
     for _ in range(2):                                # the second time nothing is left to do
         assert command([*LONG, "--no-plot"], tmp_path) == 0
     assert asked == [failed["key"]]
@@ -214,14 +215,14 @@ def test_a_worker_that_dies_before_it_reads_its_job_is_a_failed_run(monkeypatch)
         return process
     monkeypatch.setattr(sys, "executable", "/bin/false")
     monkeypatch.setattr(subprocess, "Popen", popen)
-    record = sweep.Workers(1).train(complete(Config()), "key", None, False)
+    record = Workers(1).train(complete(Config()), "key", None, False)
     assert (record["status"], record["key"]) == ("failed", "key")
     assert record["reason"] == "exit status 1"
 
 
 def test_a_failed_run_has_the_last_line_of_its_error_as_the_reason():
     config = complete(Config(data=("/no/such/file",)))
-    record = sweep.Workers(1).train(config, "key", None, False)
+    record = Workers(1).train(config, "key", None, False)
     assert record["status"] == "failed"
     assert "/no/such/file" in record["reason"] and "\n" not in record["reason"]
 
@@ -230,13 +231,13 @@ def test_text_that_changes_while_a_sweep_runs_is_a_failed_run(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("before " * 200)
     config = complete(Config(data=(str(text),), steps=2, warmup=1))
-    record = sweep.Workers(1).train(config, config.key("digest of other bytes"), None, False)
+    record = Workers(1).train(config, config.key("digest of other bytes"), None, False)
     assert record["status"] == "failed" and "changed" in record["reason"]
 
 
 def test_a_failed_run_stands_in_the_table_of_its_group():
     failed, other = (complete(Config(width=w, data=("/no/such/file",))) for w in (32, 64))
-    record = sweep.Workers(1).train(failed, "key", None, False)
+    record = Workers(1).train(failed, "key", None, False)
     _, groups = curves([record, made_up(other)])
     assert [(label, list(sizes)) for label, sizes in groups.items()] == [("mup", [32, 64])]
 
@@ -257,8 +258,24 @@ def test_a_sweep_without_any_loss_ends_with_its_table_and_no_plot(
         outcome, status, tmp_path, monkeypatch, capsys):
     make_up(monkeypatch, outcome, None)
     assert command(SIX, tmp_path) == status
-    assert "at width 32 or 64 every run diverged or failed" in capsys.readouterr().out
+    assert "at width 32 or 64 no lr has a loss for every seed" in capsys.readouterr().out
     assert not (tmp_path / "plot.png").exists()
+
+
+def test_a_sweep_in_which_no_lr_has_all_seeds_ends_with_its_table_and_no_plot(
+        tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Workers, "train", lambda self, config, key, *_: made_up(
+        config, key, *(("done", 2.0) if config.seed else ("diverged", None))))
+    assert command([*SIX, "--seed", "0", "1"], tmp_path) == 0
+    assert "at width 32 or 64 no lr has a loss for every seed" in capsys.readouterr().out
+    assert not (tmp_path / "plot.png").exists()
+
+
+def test_the_table_is_printed_even_if_the_plot_cannot_be_written(tmp_path, monkeypatch, capsys):
+    make_up(monkeypatch)
+    (tmp_path / "plot.png").mkdir()
+    assert command(SIX, tmp_path) == 2
+    assert "mup: the best lr moves by" in capsys.readouterr().out
 
 
 # The results file
@@ -268,7 +285,7 @@ def test_the_same_sweep_again_trains_nothing_and_remakes_table_and_plot_from_the
     assert command(SIX, copied) == 0
     first, _ = capsys.readouterr()
     (copied / "plot.png").unlink()
-    monkeypatch.setattr(sweep.Workers, "train", no_training)
+    monkeypatch.setattr(Workers, "train", no_training)
     before = (copied / "results.jsonl").read_bytes()
     assert command(SIX, copied) == 0
     assert capsys.readouterr().out == first and "log2 lr*" in first
@@ -307,12 +324,20 @@ def test_lines_that_are_no_records_are_skipped(copied, monkeypatch):
     with open(copied / "results.jsonl", "ab") as file:
         file.write(b'\n{}\n[1]\nnull\n7\n{"key": \n\xff\xfe\n{"key": "k", "config": 3}\n'
                    b'{"key": "k", "config": {"width": -1}, "corpus": "c"}\n')
-    monkeypatch.setattr(sweep.Workers, "train", no_training)
+    monkeypatch.setattr(Workers, "train", no_training)
     assert command([*SIX, "--no-plot"], copied) == 0
 
 
 def test_one_run_of_a_sweep_can_be_shown_again_by_itself(copied, monkeypatch, capsys):
     monkeypatch.setattr(train.run, "train", no_training)
+    assert command([*TINY, "--width", "32", "--lr", "2^-6"], copied) == 0
+    assert "held-out loss" in capsys.readouterr().out
+
+
+def test_a_record_without_a_curve_can_be_shown(copied, capsys):
+    later = "curve", "version", "sum"           # without the checksum, it is an old record
+    old = [{name: record[name] for name in record if name not in later} for record in lines(copied)]
+    (copied / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in old))
     assert command([*TINY, "--width", "32", "--lr", "2^-6"], copied) == 0
     assert "held-out loss" in capsys.readouterr().out
 
@@ -324,12 +349,12 @@ ALIKE = [*TINY, "--width", "32", "64", "--base-width", "32", "--no-plot", "--par
 
 def test_runs_that_are_one_program_are_trained_once_and_recorded_under_both_keys(
         tmp_path, monkeypatch, capsys):
-    asked, train = [], sweep.Workers.train
+    asked, train = [], Workers.train
 
     def worker(self, config, *rest):
         asked.append((config.param, config.width))
         return train(self, config, *rest)
-    monkeypatch.setattr(sweep.Workers, "train", worker)
+    monkeypatch.setattr(Workers, "train", worker)
     assert command(ALIKE, tmp_path) == 0
     assert sorted(asked) in ([("mup", 64), ("sp", 32), ("sp", 64)],
                              [("mup", 32), ("mup", 64), ("sp", 64)])
@@ -339,7 +364,7 @@ def test_runs_that_are_one_program_are_trained_once_and_recorded_under_both_keys
     assert len(found) == 4 and {r["config"]["param"] for r in at_base} == {"sp", "mup"}
     assert len({r["program"] for r in at_base}) == 1
     assert len({r["program"] for r in found.values()}) == 3
-    monkeypatch.setattr(sweep.Workers, "train", no_training)
+    monkeypatch.setattr(Workers, "train", no_training)
     assert command(ALIKE, tmp_path) == 0
 
 
@@ -347,7 +372,9 @@ def test_a_finished_run_answers_for_the_same_program_under_another_name(
         tmp_path, monkeypatch, capsys):
     at_base = [*TINY, "--width", "32", "--base-width", "32", "--no-plot"]
     assert command([*at_base, "--param", "ntk"], tmp_path) == 0    # one run: in this process
-    monkeypatch.setattr(sweep.Workers, "train", no_training)
+    monkeypatch.setattr(train.run, "train", no_training)
+    assert command([*at_base, "--param", "mup"], tmp_path) == 0
+    monkeypatch.setattr(Workers, "train", no_training)
     assert command([*at_base, "--param", "mup", "sp"], tmp_path) == 0
     found = lines(tmp_path)
     assert [r["config"]["param"] for r in found] == ["ntk", "mup", "sp"]
@@ -395,7 +422,7 @@ def test_a_second_sweep_in_the_same_folder_is_refused(copied, capsys):
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
         tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(sweep.Workers, "train", no_training)
+    monkeypatch.setattr(Workers, "train", no_training)
     for out in (tmp_path / "file", tmp_path / "file" / "folder"):
         assert str(out) in refusal(SIX, out, capsys)
 
@@ -414,9 +441,9 @@ def test_the_same_command_completes_what_a_full_disk_cut_short(finished, tmp_pat
     pytest.importorskip("resource")
     size = int(2.5 * len((finished / "results.jsonl").read_bytes()) / 6)
     code = f"""import json, resource, sys, train
-from tinymup.lab import sweep
+from tinymup.lab.worker import Workers
 records = {{r["key"]: r for r in map(json.loads, open({str(finished / "results.jsonl")!r}))}}
-sweep.Workers.train = lambda self, config, key, checkpoint, resume: records[key]
+Workers.train = lambda self, config, key, checkpoint, resume: records[key]
 resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, resource.RLIM_INFINITY))
 train.main(sys.argv[1:])"""
     process = subprocess.run([sys.executable, "-c", code, *SIX, "--no-plot", "--out", tmp_path],
@@ -449,7 +476,7 @@ def test_a_worker_imports_nothing_from_the_current_folder(tmp_path, monkeypatch)
     for name in ("__init__", "lab/__init__", "lab/worker"):
         (tmp_path / f"tinymup/{name}.py").write_text(trap)
     monkeypatch.chdir(tmp_path)
-    record = sweep.Workers(1).train(config, key, None, False)
+    record = Workers(1).train(config, key, None, False)
     assert record["status"] == "done", record
     assert not (tmp_path / "trapped").exists()
 
@@ -484,7 +511,7 @@ def test_noise_on_the_streams_of_a_worker_neither_stops_it_nor_hides_its_record(
     (tmp_path / "noisy").mkdir()
     (tmp_path / "noisy/sitecustomize.py").write_text(NOISE)   # runs before anything of ours
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "noisy"))
-    record = sweep.Workers(1).train(config, key, None, False)
+    record = Workers(1).train(config, key, None, False)
     assert record["status"] == "done" and record["key"] == key
 
 
@@ -557,7 +584,7 @@ def test_an_interruption_keeps_every_run_that_has_ended(moment, tmp_path, monkey
 
 
 def test_no_worker_starts_once_a_sweep_has_ended(monkeypatch):
-    workers = sweep.Workers(2)
+    workers = Workers(2)
     workers.kill()
     monkeypatch.setattr(subprocess, "Popen", no_training)
     record = workers.train(complete(Config()), "key", None, False)
@@ -589,7 +616,7 @@ def test_a_process_that_cannot_start_is_a_failed_run(monkeypatch):
     def popen(*_, **__):
         raise OSError(24, "Too many open files")
     monkeypatch.setattr(subprocess, "Popen", popen)
-    record = sweep.Workers(1).train(complete(Config()), "key", None, False)
+    record = Workers(1).train(complete(Config()), "key", None, False)
     assert record["status"] == "failed" and "Too many open files" in record["reason"]
 
 
@@ -606,7 +633,7 @@ def test_a_checkpoint_is_deleted_only_when_its_record_is_on_the_disk(
         if full_disk:
             raise ValueError("No space left")
         append(self, record)
-    monkeypatch.setattr(sweep.Workers, "train", worker)
+    monkeypatch.setattr(Workers, "train", worker)
     monkeypatch.setattr(Results, "append", checked)
     assert command([*SIX, "--no-plot"], tmp_path) == (2 if full_disk else 0)
     assert len(list(tmp_path.glob("*.npz"))) >= 1 if full_disk else not list(tmp_path.glob("*.npz"))
@@ -617,7 +644,7 @@ def test_the_warnings_of_all_runs_are_said_once_of_each_kind(tmp_path, monkeypat
         return made_up(config, key) | {
             "warnings": [f"warning: no checkpoint can be written: {checkpoint}: Full"],
             "versions": {"python": "3.0.1", "numpy": "1.2.3"}}
-    monkeypatch.setattr(sweep.Workers, "train", worker)
+    monkeypatch.setattr(Workers, "train", worker)
     assert command([*SIX, "--no-plot"], tmp_path) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert len(said) == 3 and ".npz" in said[0]
@@ -626,15 +653,38 @@ def test_the_warnings_of_all_runs_are_said_once_of_each_kind(tmp_path, monkeypat
 
 
 def test_the_progress_has_running_done_failed_speed_and_time_left(tmp_path, capsys):
-    state = sweep.Sweep(dict.fromkeys(range(10)), None, True)
+    long, short = complete(Config(steps=300)), complete(Config(steps=100))
+    state = sweep.Sweep(dict.fromkeys(range(4), long) | dict.fromkeys(range(4, 10), short),
+                        None, True)
     state.counts.update(done=2, diverged=1, failed=1)
+    state.left -= 4 * plan.work(long)        # 6 of 18 parts are left
     state.start -= 120                       # four runs in two minutes
     state.told -= 61
     state.show(2)
     said = capsys.readouterr().err
-    assert "2 running, 3 done, 1 failed, 2 runs/min, 3 min left" in said
+    assert "2 running, 3 done, 1 failed, 2 runs/min, 1 min left" in said
     state.show(2)
     assert capsys.readouterr().err == ""     # a line a minute where there is no terminal
+
+
+def test_the_line_of_a_run_tells_what_varies(tmp_path, monkeypatch, capsys):
+    make_up(monkeypatch)
+    assert command([*TINY, "--betas", "0.9,0.95", "0.8,0.9", "--no-plot"], tmp_path) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "loss 2.0000" in line]
+    assert sorted(line[line.index("betas"):] for line in said) == [
+        "betas 0.8,0.9   loss 2.0000", "betas 0.9,0.95   loss 2.0000"]
+
+
+def test_the_path_of_a_checkpoint_holds_in_any_folder(tmp_path, monkeypatch):
+    sent = []
+
+    def worker(self, config, key, checkpoint, resume):
+        sent.append(checkpoint)
+        return made_up(config, key)
+    monkeypatch.setattr(Workers, "train", worker)
+    monkeypatch.chdir(tmp_path)
+    assert command([*SIX, "--no-plot"], pathlib.Path("here")) == 0
+    assert {pathlib.Path(path).parent for path in sent} == {tmp_path / "here"}
 
 
 # The grid
@@ -701,7 +751,7 @@ def test_a_curve_without_a_loss_has_no_optimum_and_no_drift():
     assert optimum.optimum(gone) is None and optimum.optimum([]) is None
     for by_size in ({64: gone, 128: fine}, {64: fine, 128: gone}, {64: gone, 128: gone}):
         assert movement(by_size)[:2] == (None, False)
-        assert "every run diverged or failed" in report("width", {"mup": by_size})
+        assert "no lr has a loss for every seed" in report("width", {"mup": by_size})
 
 
 @pytest.mark.parametrize("vertices, octaves, verdict", [
@@ -722,6 +772,13 @@ def test_a_drift_from_or_to_the_edge_of_the_grid_is_flagged():
         assert movement(by_size).exact is False
         assert "extend --lr" in report("width", {"sp": by_size})
     assert "extend --lr" not in report("width", {"sp": {64: fine, 128: fine}})
+
+
+def test_one_lr_has_no_drift():
+    by_size = {64: points({-7: 2.0}), 128: points({-7: 1.9})}
+    assert "the best lr moves" not in report("width", {"mup": by_size})
+    by_size[128] = points({-7: 1.9, -6: 1.8})
+    assert "the best lr moves" in report("width", {"mup": by_size})
 
 
 # Groups
@@ -752,7 +809,8 @@ def test_what_is_neither_size_nor_lr_nor_seed_makes_a_group():
     _, groups = curves(records(param=["sp", "mup"], optimizer=["sgd", "adamw"]))
     assert sorted(groups) == ["mup, adamw", "mup, sgd", "sp, adamw", "sp, sgd"]
     _, groups = curves(records(betas=[(0.9, 0.95), (0.8, 0.9)], width=[64, 128]))
-    assert len(groups) == 2
+    assert sorted(groups) == ["betas 0.8,0.9", "betas 0.9,0.95"]
+    assert sorted(curves(records(tied=[True, False]))[1]) == ["tied off", "tied on"]
     _, groups = curves(records(weight_decay=[0.0, 0.1], width=[64, 128], seed=[0, 1]))
     assert sorted(groups) == ["weight_decay 0.0", "weight_decay 0.1"]
 

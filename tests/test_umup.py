@@ -540,7 +540,7 @@ FOREIGN = [*BASE, "init_scale", "embed_mult", "attn_mult", "output_mult"]
 @pytest.mark.parametrize("name", FOREIGN)
 def test_u_mup_has_neither_a_base_model_nor_the_multipliers_of_mup(name, capsys):
     config = replace(Config(param="umup"), **{name: 64 if name in BASE else 2.0})
-    with pytest.raises(ValueError, match="means nothing to --param umup") as error:
+    with pytest.raises(ValueError, match="has no effect with --param umup") as error:
         complete(config)
     assert flag(name) in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(SystemExit) as stop:
@@ -558,7 +558,7 @@ def test_the_scales_of_the_chain_rule_are_refused_to_u_mup():
 
 
 def test_u_mup_takes_no_depth_rule_because_it_has_one():
-    with pytest.raises(ValueError, match="--depth-rule completep means nothing to --param umup"):
+    with pytest.raises(ValueError, match="--depth-rule completep has no effect with --param umup"):
         complete(Config(param="umup", depth_rule="completep"))
 
 
@@ -566,7 +566,7 @@ def test_u_mup_takes_no_depth_rule_because_it_has_one():
 @pytest.mark.parametrize("name", [
     "alpha_attn", "alpha_ffn", "alpha_res", "alpha_res_ratio", "alpha_loss"])
 def test_the_alphas_belong_to_u_mup_alone(name, param):
-    with pytest.raises(ValueError, match=f"{flag(name)} 2.0 means nothing to --param {param}"):
+    with pytest.raises(ValueError, match=f"{flag(name)} 2.0 has no effect with --param {param}"):
         complete(replace(Config(param=param), **{name: 2.0}))
 
 

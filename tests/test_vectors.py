@@ -16,7 +16,8 @@ import mistakes
 import op_vectors
 from tinymup import optim
 from tinymup.lab import vectors
-from tinymup.lab.config import build, complete
+from tinymup.lab.config import Config, build, complete
+from tinymup.lab.resolved import resolved
 from tinymup.number_formats import FORMATS
 
 ROOT = Path(__file__).parent.parent
@@ -321,6 +322,12 @@ def test_an_operations_own_numbers_are_known(check):
     assert lines[-1].endswith("off by exactly 1.42857 = 1/(mult)")
 
 
+def test_a_run_without_residual_branches_has_known_factors_too():
+    run = resolved(complete(Config(model="mlp", param="umup")))
+    case = {"config": run["config"], "resolved": run}
+    assert vectors.known(case, "init", "hidden_1.weight")["width"] == 128
+
+
 # The checker: unusable input
 
 GOOD = {"shape": [2, 3], "norm": 1.0, "cosine": 0.5, "first": [0.1, 0.2, 0.3], "last": 0.4}
@@ -331,8 +338,8 @@ SMALL = {"case": "x", "config": None, "gradients": {"w": GOOD}, "loss": 2.0, "lo
     ("{", "mine.json: Expecting"),
     ("[1, 2]", "the file: unknown key [1, 2]; known are case, config, gradients"),
     ("3", "the file: unknown key 3"),
-    ({}, "0 of 0 quantities agree"),
-    ({"case": "x"}, "0 of 0 quantities agree"),
+    ({}, "mine.json: no quantity of the case"),
+    ({"case": "x"}, "mine.json: no quantity of the case"),
     ({"gradient": {}}, "the file: unknown key gradient; known are case, config, gradients"),
     ({"gradients": {"w.weight": GOOD}}, "gradients: unknown key w.weight; known are w"),
     ({"gradients": [1]}, "gradients: unknown key [1]; known are w"),

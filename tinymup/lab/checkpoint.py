@@ -48,6 +48,8 @@ def load(path):
         expected = arrays.pop("checksum").tobytes().decode()
         sound = checksum(arrays) == expected
         progress = json.loads(arrays["progress"].tobytes())
+    except (MemoryError, PermissionError):
+        raise
     except Exception:   # zipfile, numpy and zlib have different errors for a damaged file
         sound = False
     if not sound:

@@ -1,6 +1,6 @@
 """Runs on a cluster through Dask: `--cluster ADDRESS`. A worker needs Python and requirements.txt.
 
-Code and text travel once, as a task whose result Dask computes again wherever it is lost. Each run
+Code and text are sent once, as a task whose result Dask recomputes if its worker is lost. Each run
 is a task that starts its own process, as on this machine.
 """
 import functools
@@ -20,8 +20,8 @@ from .terminal import say
 from .worker import Workers, failed
 
 TIMEOUT = 30            # seconds to reach the scheduler
-DEATHS = 3              # of workers that did a run, until it has failed
-REPEATS = 10            # of a run that Dask gave up before it started, until it has failed
+DEATHS = 3              # a run has failed once so many workers have died during it,
+REPEATS = 10            # or once Dask has given it up more often than this
 
 
 class Cluster:
@@ -49,13 +49,13 @@ class Cluster:
         for name in (__name__, Workers.__module__):   # the workers cannot import us yet
             cloudpickle.register_pickle_by_value(sys.modules[name])
         topic = f"tinymup-{secrets.token_hex(8)}"
-        self.starts, self.given_up = Counter(), Counter()   # of each run; workers tell its starts
+        self.starts, self.given_up = Counter(), Counter()   # per run; workers report starts
         self.client.subscribe_topic(topic, lambda event: self.starts.update([event[1]]))
         self.address, self.split = address, [len(corpus.train), len(corpus.held_out)]
         text = corpus.train.tobytes() + corpus.held_out.tobytes()
         packed = cloudpickle.dumps(functools.partial(run, code(), text, topic))
-        self.pack = functools.partial(self.client.submit, cloudpickle.loads, packed, pure=False)
-        self.run, self.apply = self.pack(), apply     # Dask itself sends functions by name
+        self.unpack = functools.partial(self.client.submit, cloudpickle.loads, packed, pure=False)
+        self.remote_run, self.apply = self.unpack(), apply     # Dask's apply travels by name
         self.needs = {"GPU": 1} if gpu else {}
         workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
         if not any(self.needs.keys() <= worker["resources"].keys() for worker in workers):
@@ -66,10 +66,10 @@ class Cluster:
         """A future of the record."""
         job = {"config": dict(vars(config)), "key": key, "checkpoint": checkpoint,
                "resume": resume, "split": self.split}
-        if self.run.status == "error":                # too many workers died as they unpacked it
-            self.run = self.pack()
+        if self.remote_run.status == "error":         # too many workers died as they unpacked it
+            self.remote_run = self.unpack()
         # Under one name the tasks are a group, of which Dask keeps most until a worker is free.
-        return self.client.submit(self.apply, self.run, [job], resources=self.needs or None,
+        return self.client.submit(self.apply, self.remote_run, [job], resources=self.needs or None,
                                   pure=False, key=f"tinymup-{secrets.token_hex(16)}")
 
     def record(self, future, config, key):
@@ -129,4 +129,4 @@ def run(code, text, topic, job):
         return (dask.status.name not in ("closing", "closed")
                 and getattr(dask.state.tasks.get(task), "state", "") == "executing")
 
-    return Workers(2, [str(package), *sys.path]).do(job, text, wanted)
+    return Workers(2, [str(package), *sys.path]).do(job, text, wanted)   # so one BLAS thread

@@ -21,17 +21,17 @@ from ..scaling import DEPTH_RULES, PARAMETRIZATIONS, SHAPE_FACTORS
 
 MODELS = {"mlp": mlp, "transformer": transformer}
 OPTIMIZERS = ("sgd", "adamw", "muon", "muonclip")
-KEY_VERSION = 2   # of the hash that names a run: to be raised when a default changes
+KEY_VERSION = 2   # part of the hash that names a run; raise it when a default changes
 
-# What a None of the Config stands for. The learning rates are near the best power of two for the
-# default Transformer; those of u-μP are on another scale.
+# Defaults that depend on other options; in a `Config` they are None. The learning rates are about
+# the best powers of two for the default Transformer. Those of u-μP are on a scale of their own.
 MUON = {"lr": 2**-5, "momentum": 0.95, "nesterov": True, "adam_lr": 2**-7}
 DEFAULTS = {"sgd": {"lr": 2**-1, "momentum": 0.0, "nesterov": False}, "adamw": {"lr": 2**-7},
             "muon": MUON, "muonclip": MUON}
 UNIT_MUON = {"lr": 2**-4, "adam_lr": 2**-1}
 UNIT_DEFAULTS = {"sgd": {"lr": 2**-5}, "adamw": {"lr": 2**0}, "muon": UNIT_MUON,
                  "muonclip": UNIT_MUON}
-RISKY_EPS = 1e-20   # no table divides ε by more than a float32 has left below it
+RISKY_EPS = 1e-20   # from here up no table makes ε 0 in float32; for less, see `check_eps`
 BASE = {"base_width": 64, "base_depth": 2, "base_head_dim": 32}
 
 
@@ -42,6 +42,7 @@ class Range(NamedTuple):
     holds: object
 
 
+COUNT = Range("1 or more", lambda x: 1 <= x < math.inf)
 POSITIVE = Range("above 0 and finite", lambda x: 0 < x < math.inf)
 NOT_NEGATIVE = Range("0 or more, and finite", lambda x: 0 <= x < math.inf)
 FRACTION = Range("in [0, 1)", lambda x: 0 <= x < 1)
@@ -67,7 +68,7 @@ def number(group, default, help, range=POSITIVE, owner={}, kind=float):
     return option(group, default, kind, help, range, owner=owner)
 
 
-def whole(group, default, help, range=POSITIVE, owner={}):
+def whole(group, default, help, range=COUNT, owner={}):
     return option(group, default, int, help, range, owner=owner)
 
 
@@ -90,7 +91,7 @@ class Config:
     param: str = choice(S, "mup", "parametrization", PARAMETRIZATIONS)
     optimizer: str = choice(T, "adamw", "what updates the parameters", OPTIMIZERS)
     width: int = whole(M, 128, "size of the residual stream, or of a hidden layer")
-    depth: int = whole(M, 2, "blocks, or hidden layers", DEPTH)
+    depth: int = whole(M, 2, "blocks, or the MLP's hidden layers after the first", DEPTH)
     head_dim: int = whole(M, 32, "size of an attention head; heads = width / head-dim",
                           owner=TRANSFORMER)
     base_width: int = whole(S, None, "at this width all parametrizations but u-μP are the same",
@@ -108,7 +109,7 @@ class Config:
     zero_readout: bool = switch(M, "readout starts at 0")
     zero_query: bool = switch(M, "queries start at 0", owner=TRANSFORMER)
     lr: float = number(T, None, "peak learning rate at the base width")
-    adam_lr: float = number(T, None, "of the parameters that Muon leaves to AdamW", owner=MUONS)
+    adam_lr: float = number(T, None, "lr of the parameters that Muon leaves to AdamW", owner=MUONS)
     init_scale: float = number(S, 1.0, "factor on the initial standard deviations", owner=BASED)
     embed_mult: float = number(S, 1.0, "factor on the embedding", owner=BASED | TRANSFORMER)
     attn_mult: float = number(S, 1.0, "factor on the attention logits", owner=BASED | TRANSFORMER)
@@ -129,22 +130,22 @@ class Config:
                                "before the optimizer", owner=ROUNDED)
     momentum: float = number(T, None, "of SGD and Muon", FRACTION, owner=MOMENTUM)
     nesterov: bool = switch(T, "momentum looks one step ahead", None, owner=MOMENTUM)
-    momentum_form: str = choice(T, "ema", "of Muon", ["ema", "sum"], owner=MUONS)
+    momentum_form: str = choice(T, "ema", "of Muon's momentum", ["ema", "sum"], owner=MUONS)
     muon_scale: str = choice(T, "spectral", "shape factor of Muon's step", SHAPE_FACTORS,
                              owner=MUONS)
     muon_per_head: bool = switch(T, "queries, keys, values orthogonalised head by head",
                                  owner=MUONS | TRANSFORMER)
     coefficients: str = choice(T, "keller", "Newton–Schulz polynomial", COEFFICIENTS, owner=MUONS)
-    newton_schulz_steps: int = whole(T, None, "by default the polynomial's customary number",
+    newton_schulz_steps: int = whole(T, None, "by default as many as the polynomial is made for",
                                      owner=MUONS)
-    qk_clip_threshold: float = number(T, 100.0, "largest attention logit",
+    qk_clip_threshold: float = number(T, 100.0, "largest attention logit that MuonClip allows",
                                       owner={"optimizer": ("muonclip",)})
     betas: tuple = number(T, (0.9, 0.99), "of AdamW, as in 0.9,0.99", FRACTION, ADAM, kind=tuple)
     eps: float = number(T, 1e-8, "of AdamW, at the base width", owner=ADAM)
     weight_decay: float = number(T, 0.0, "λ, per step at the schedule's peak", NOT_NEGATIVE)
-    decay_form: str = choice(T, "independent", "w shrinks by λ, or by lr·λ",
+    decay_form: str = choice(T, "independent", "w shrinks by λ a step, or by λ times --lr",
                              ["independent", "coupled"])
-    clip: float = number(T, 0.0, "largest norm of all effective gradients; 0: none", NOT_NEGATIVE)
+    clip: float = number(T, 0.0, "largest norm of all gradients together; 0: none", NOT_NEGATIVE)
     steps: int = whole(T, 300, "updates")
     warmup: int = whole(T, None, "steps of linear warm-up; by default a tenth, at most 20",
                         NOT_NEGATIVE)
@@ -153,12 +154,12 @@ class Config:
     batch: int = whole(T, 16, "sequences per step")
     seq: int = whole(T, 64, "bytes per sequence")
     seed: int = whole(T, 0, "of initial parameters and batches", NOT_NEGATIVE)
-    data: tuple = option(W, (), str, "files, directories or globs of text")
+    data: tuple = option(W, (), str, "files, directories or globs of text; else Python's library")
     dtype: str = choice(W, "float32", "of all arrays", ["float32", "float64"])
     device: str = choice(W, "cpu", "where to compute", ["cpu", "gpu"])
 
     def key(self, digest):
-        """12 hex digits that name the run: a hash of the corpus and of what is not a default."""
+        """12 hex digits that name the run: a hash of the corpus and of all non-default values."""
         special = {name: value for name, value in vars(self).items()
                    if value != self.__dataclass_fields__[name].default}
         text = json.dumps([KEY_VERSION, special, digest], sort_keys=True)
@@ -169,7 +170,7 @@ FIELDS = {f.name: f for f in fields(Config)}
 CHOICES, RANGES = ({name: f.metadata[kind] for name, f in FIELDS.items() if f.metadata[kind]}
                    for kind in ("choices", "range"))
 OWNERS = "model", "param", "optimizer", "matmul_format"
-# Options that do not go together: (whether a config has them, what to say of it).
+# Options that do not go together: (test of a config, error message).
 CONFLICTS = [
     (lambda c: c.warmup >= c.steps,
      "--warmup {c.warmup} fills all --steps {c.steps}: make it smaller than the steps"),
@@ -178,7 +179,7 @@ CONFLICTS = [
     (lambda c: c.model == "mlp" and c.ffn not in ACTIVATIONS,
      "--ffn {c.ffn}: the mlp has " + " and ".join(ACTIVATIONS)),
     (lambda c: c.tied and "tied" not in PARAMETRIZATIONS[c.param].rules,
-     "--tied on means nothing to --param {c.param}, which has no rule for a tied matrix: use mup"),
+     "--tied on: --param {c.param} has no rule for a tied matrix; use mup"),
     (lambda c: c.tied and c.zero_readout,
      "--zero-readout on and --tied on: the readout is the embedding; leave one of them out"),
     (lambda c: c.model == "transformer" and c.width % c.head_dim != 0,
@@ -197,12 +198,12 @@ def spelled(value):
     """A field's value as one types it."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 @functools.cache
 def strangers(*owners):
-    """{field: the value of `OWNERS`, as "--param sp", that keeps a config from using it}."""
+    """{option that a config with these `OWNERS` does not use: the reason, as "--param sp"}"""
     at, found = dict(zip(OWNERS, owners)), {}
     for name, f in FIELDS.items():
         for owner, values in f.metadata["owner"].items():
@@ -212,24 +213,24 @@ def strangers(*owners):
 
 
 def unused(config):
-    """The `strangers` of a config: its keys are the fields that the config does not use."""
+    """{option that the config does not use: the reason}, see `strangers`."""
     return strangers(*(getattr(config, owner) for owner in OWNERS))
 
 
 def changed(config, values):
-    """The config with other values: `dataclasses.replace` would take large sweeps many seconds."""
+    """The config with other values. `dataclasses.replace` takes seconds in a large sweep."""
     other = object.__new__(Config)
     vars(other).update(vars(config) | values)
     return other
 
 
 def normalised(config):
-    """The config with every field that it does not use at its default."""
+    """The config, with each option that it does not use set back to its default."""
     return changed(config, {name: FIELDS[name].default for name in unused(config)})
 
 
 def complete(config):
-    """The config with its Nones filled in, checked.
+    """The config, checked, with the defaults of all its options filled in.
 
     Errors: ValueError, one line, for a field that is out of range or not used by this config, and
     for fields that do not go together.
@@ -240,7 +241,7 @@ def complete(config):
             raise ValueError(f"{flag(name)} {given[name]}: must be one of {', '.join(choices)}")
     for name, who in strange.items():
         if given[name] != FIELDS[name].default:
-            raise ValueError(f"{flag(name)} {spelled(given[name])} means nothing to {who}: "
+            raise ValueError(f"{flag(name)} {spelled(given[name])} has no effect with {who}: "
                              "leave it out")
     unit = PARAMETRIZATIONS[config.param].base_free
     defaults = BASE | DEFAULTS[config.optimizer] | {"warmup": min(20, config.steps // 10)}
@@ -266,7 +267,7 @@ def check_range(name, value):
 
 
 def check_eps(config):
-    """Errors: ValueError for an ε so small, once it is scaled, that the dtype may make it 0."""
+    """Errors: ValueError if ε, scaled by the table, is so small that the dtype may make it 0."""
     least = float(finfo(config.dtype).smallest_normal)
     rows = [row for row in build(config).rows if row.optimizer == "adamw"]
     if rows:
@@ -280,10 +281,10 @@ def check_eps(config):
 
 
 def same_program(config):
-    """The complete config under the one name of all that train alike, to the last bit.
+    """The complete config under the one name of all that train alike, by two rules.
 
     At the base width and head size all parametrizations with a base are SP, and at the base depth
-    all depth rules are none.
+    all depth rules are none, bit for bit.
     """
     c, names = config, {}
     if c.depth == c.base_depth:
@@ -294,13 +295,13 @@ def same_program(config):
 
 
 def restored(values):
-    """The complete `Config` of a record's dict, which JSON has turned pairs into lists of."""
+    """The complete `Config` of a record's dict. (JSON has turned its pairs into lists.)"""
     given = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     return complete(normalised(Config(**given)))
 
 
 def picked(kind, config, **changes):
-    """A NamedTuple of the config's fields that it shares with kind, others at their defaults."""
+    """A NamedTuple of type kind: its fields from the config, where that has them and not None."""
     values = {name: getattr(config, name) for name in kind._fields if name in FIELDS}
     return kind(**{name: v for name, v in values.items() if v is not None} | changes)
 

@@ -7,9 +7,9 @@ of every effective matrix W = A w, and the same of their changes Δx and ΔW sin
 a log-log plot against width, a quantity that is proportional to width^s has slope s. Under μP, x
 and Δx must have slope 0, and ΔW that of √(fan_out/fan_in), which is the spectral condition.
 
-ΔW sums all updates so far, because single updates mislead under SGD, whose steps are proportional
-to the gradient. Where the learning rate is so large that the loss oscillates, narrow and wide
-networks have their large gradients in different steps.
+ΔW is the sum of all updates so far. Single updates mislead under SGD, whose steps are proportional
+to the gradient: if the learning rate is so large that the loss oscillates, narrow and wide networks
+have their large gradients in different steps.
 """
 import math
 from dataclasses import replace
@@ -21,7 +21,7 @@ from ..backend import to_device, to_host
 from . import data, run
 from .config import build, complete
 
-TOLERANCE = 0.25   # a wrong exponent changes a slope by ½ or more; this is half of it
+TOLERANCE = 0.25   # half of ½, the least by which a wrong exponent changes a slope
 
 
 class Measurement(NamedTuple):
@@ -105,7 +105,8 @@ class Slope(NamedTuple):
 def slopes(measurements, expected):
     """The least-squares `Slope` of log2 size against log2 width, for every quantity.
 
-    The size is the mean over seeds. expected: see `expected_slopes`.
+    The size is the mean over seeds. The bounds are the `expected_slopes` ± TOLERANCE. W has none,
+    because the norm of its random start follows other laws.
     """
     by_key = {}
     for m in measurements:
@@ -118,32 +119,24 @@ def slopes(measurements, expected):
             y = numpy.log2([numpy.mean(values) for values in by_width.values()])
         finite = numpy.isfinite(y).all()
         slope = float(numpy.polyfit(numpy.log2(list(by_width)), y, 1)[0]) if finite else math.nan
-        found.append(Slope(step, quantity, name, slope, *bounds(quantity, name, expected)))
+        low, high = expected.get((quantity, name), (0.0, 0.0))
+        bounds = (None, None) if quantity == "W" else (low - TOLERANCE, high + TOLERANCE)
+        found.append(Slope(step, quantity, name, slope, *bounds))
     return found
-
-
-def bounds(quantity, name, expected):
-    """(low, high) of a slope: what the theory expects ± TOLERANCE.
-
-    Logits may have any slope from −½ to 0: they add an aligned part, whose size is constant, and a
-    random part, which shrinks like 1/√width. At initialisation there is the random part alone. The
-    changes of logits have one too, since other tokens' gradients interfere; it is as large as the
-    aligned part where the width is near the vocabulary. Attention logits: if the head grows.
-
-    W has no bounds, because the norm of its random start follows other laws.
-    """
-    if quantity == "W":
-        return None, None
-    low, high = expected.get((quantity, name), (0.0, 0.0))
-    return low - TOLERANCE, high + TOLERANCE
 
 
 def expected_slopes(narrow, wide):
     """{(quantity, name): (lowest, highest) slope} by theory, where it is not 0, for two networks.
 
-    `bounds` explains that of logits. ΔW of a matrix changes like √(fan_out/fan_in). Under SGD a
-    matrix without a width, such as the MLP's embedding, may have −½ to 0: like logits, its gradient
-    is a sum over the width with a random and an aligned part.
+    Logits may have any slope from −½ to 0: they add an aligned part, whose size is constant, and a
+    random part, which shrinks like 1/√width. At initialisation there is the random part alone. The
+    changes of logits have one too, since other tokens' gradients interfere; it is as large as the
+    aligned part where the width is near the vocabulary. Attention logits have these parts only if
+    the head grows with the width.
+
+    ΔW of a matrix changes like √(fan_out/fan_in). Under SGD a matrix without a width, such as the
+    MLP's embedding, may have −½ to 0: like logits, its gradient is a sum over the width with a
+    random and an aligned part.
     """
     octaves = math.log2(wide.architecture.width / narrow.architecture.width)
     logits = {"logits", *(row.spec.logits for row in wide.rows)}

@@ -41,7 +41,7 @@ def folders(top, hidden=True):
     def refuse(error):
         raise ValueError(f"--data {error.filename}: {error.strerror}; name what can be read")
     todo, seen = [top], set()
-    for start in todo:                     # links come last: a folder keeps its own path
+    for start in todo:                     # links are walked last: a folder keeps its own path
         for folder, inside, files in os.walk(start, onerror=refuse):
             if os.path.realpath(folder) in seen:
                 inside.clear()
@@ -54,13 +54,13 @@ def folders(top, hidden=True):
 
 
 def matches(pattern):
-    """The paths that a glob matches. Here ** ends in a loop of links; Python's goes round it."""
+    """The paths that a glob matches. Unlike Python's, ** enters each folder once, even by links."""
     parts = Path(pattern).parts
     if "**" not in parts:
         return glob.glob(pattern)
     i = parts.index("**")
     tops = glob.glob(os.path.join(*parts[:i], "")) if i else ["."]
-    if i + 1 == len(parts):                                # a/** stands for the folder a
+    if i + 1 == len(parts):                                # the folder a, hidden files included
         return tops
     return [match for top in tops for folder, _ in folders(top, hidden=False)
             for match in matches(os.path.join(glob.escape(folder), *parts[i + 1:]))]
@@ -82,10 +82,8 @@ def find_files(paths):
                              for name in names)
             else:
                 found.add(Path(match))
-    once = {}
-    for file in sorted(found):
-        once.setdefault(os.path.realpath(file), file)
-    return list(once.values())
+    once = {os.path.realpath(file): file for file in sorted(found, reverse=True)}
+    return sorted(once.values())
 
 
 def read_text(file):
@@ -94,7 +92,7 @@ def read_text(file):
         about = file.stat()
         if not stat.S_ISREG(about.st_mode):                # a pipe might never end
             raise ValueError(f"--data {file}: a device, pipe or socket; name regular files")
-        if about.st_size > memory():
+        if about.st_size > machine_memory():
             raise ValueError(f"--data {file}: {about.st_size:,} bytes, more than this machine's "
                              "memory; name less text")
         text = file.read_bytes()
@@ -107,7 +105,7 @@ def read_text(file):
     return text
 
 
-def memory():
+def machine_memory():
     """This machine's memory in bytes; infinite if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

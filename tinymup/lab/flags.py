@@ -2,20 +2,20 @@
 import argparse
 import math
 import re
-from dataclasses import replace
 from decimal import Decimal
 
-from .config import BASE, DEFAULTS, FIELDS, GROUPS, UNIT_DEFAULTS, Config, complete, flag, spelled
+from .config import (
+    BASE, DEFAULTS, FIELDS, GROUPS, UNIT_DEFAULTS, Config, changed, complete, flag, spelled)
 from .sweep import grid
 
 MOST_RUNS = 1_000_000
 TOO_MANY = f"give at most {MOST_RUNS:,}"
 
 
-def steps(first, last, step):
-    """The numbers from first to last, both included, as Decimals, which do not round 0.1.
+def steps_between(first, last, step):
+    """The numbers from first to last, both included, as Decimals, which hold 0.1 exactly.
 
-    Errors: ValueError or ArithmeticError unless whole steps lead up to last.
+    Errors: ValueError or ArithmeticError if last is not a whole number of steps after first.
     """
     first, last, step = map(Decimal, (first, last, step))
     count = (last - first) / step + 1
@@ -33,11 +33,11 @@ def values_of(word, kind):
     Errors: ValueError, TypeError or ArithmeticError for any other word.
     """
     if powers := re.fullmatch(r"2\^([^:]*):2\^([^:]*)(?::([^:]*))?", word):
-        values = [2.0**float(exponent) for exponent in steps(*powers.groups("1"))]
+        values = [2.0**float(exponent) for exponent in steps_between(*powers.groups("1"))]
     elif word.startswith("2^"):
         values = [2.0**float(word[2:])]
     else:
-        values = steps(*word.split(":")) if ":" in word else [kind(word)]
+        values = steps_between(*word.split(":")) if ":" in word else [kind(word)]
     if kind is int and any(v % 1 or abs(v) >= 2**63 for v in values):
         raise ValueError
     return [kind(v) for v in values]
@@ -88,7 +88,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def help_of(name):
-    """The help text of a field: what it is; which runs use it; its default in brackets."""
+    """The --help text of a field: its meaning; the runs that use it; its default in brackets."""
     parts = [FIELDS[name].metadata["help"]]
     for owner, values in FIELDS[name].metadata["owner"].items():
         others = [v for v in FIELDS[owner].metadata["choices"] if v not in values]
@@ -132,7 +132,7 @@ def configs_of(flags):
 
     Errors: ValueError, one line, for flags that do not go together.
     """
-    axes, fixed = {}, {}                  # fixed: of these, all runs have the same value
+    axes, fixed = {}, {}                  # fixed: the fields with one value for all runs
     for name in (name for name in FIELDS if flags.get(name) is not None):
         if FIELDS[name].metadata["group"] != GROUPS[-1]:
             axes[name] = distinct(flags[name])
@@ -146,7 +146,7 @@ def configs_of(flags):
         raise ValueError(f"a grid of {runs:,} runs: {TOO_MANY}")
     configs = grid(Config(**fixed), axes)
     if factors:
-        configs = [complete(replace(c, lr=c.lr * factor)) for c in configs for factor in factors]
+        configs = [complete(changed(c, {"lr": c.lr * f})) for c in configs for f in factors]
     return configs
 
 

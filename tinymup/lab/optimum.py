@@ -4,8 +4,10 @@ import math
 import statistics
 from typing import NamedTuple
 
-SIZES = ("width", "depth", "head_dim", "batch", "seq", "steps")   # "size": the first that varies
-LABELS = ("param", "optimizer", "model")   # in a label "mup", where others are "depth 4"
+from .config import spelled
+
+SIZES = "width", "depth", "head_dim", "batch", "seq", "steps"   # the size: the first that varies
+LABELS = "param", "optimizer", "model"   # a label has their values alone; of others, "depth 4"
 STAYS, MOVES = 0.5, 1.0   # octaves up to which a best lr "stays", from which it "moves"
 
 
@@ -41,7 +43,8 @@ def curves(records):
     table = {}
     for record in records:
         c = record["config"]
-        label = ", ".join(str(c[f]) if f in LABELS else f"{f} {c[f]}" for f in named or ["param"])
+        label = ", ".join(spelled(c[f]) if f in LABELS else f"{f} {spelled(c[f])}"
+                          for f in named or ["param"])
         by_lr = table.setdefault(label, {}).setdefault(c[size], {})
         by_lr.setdefault(c["lr"], {})[c.get("seed", 0)] = record["loss"]
     return size, {label: {s: [point(*item) for item in sorted(by_lr.items())]
@@ -90,7 +93,7 @@ class Movement(NamedTuple):
     """How far the best learning rate moves from the smallest size to the largest."""
 
     octaves: float      # by the mean loss over the shared seeds; None if a size has no optimum
-    exact: bool         # whether both optima are
+    exact: bool         # whether both optima are exact
     per_doubling: float
     by_seed: list       # octaves of each shared seed that has an optimum at both sizes
     shared: list        # the seeds that all points have; if there are none, the mean is over all
@@ -105,7 +108,7 @@ def movement(by_size):
     first, last = (optimum(of_seeds(by_size[end], shared or set.union(*seeds))) for end in ends)
     moves = [found[1].log2_lr - found[0].log2_lr for seed in sorted(shared)
              if None not in (found := [optimum(of_seeds(by_size[end], {seed})) for end in ends])]
-    differ = any(found != shared for found in seeds)
+    differ = any(own != shared for own in seeds)
     if None in (first, last):
         return Movement(None, False, None, moves, sorted(shared), differ)
     octaves, doublings = last.log2_lr - first.log2_lr, math.log2(ends[1] / ends[0])
@@ -139,11 +142,11 @@ def report(size, groups):
         text += ["", f"{label}: held-out loss, nats per byte"
                  + (f", mean of {seeds} seeds" if max(counts) > 1 else ""),
                  *("".join(map(str.rjust, line, widths)) for line in lines)]
-        if len(by_size) > 1:
+        if len(by_size) > 1 and len(lrs) > 1:
             text.append(movement_line(label, size, by_size))
     if any("?" in row[-1:] for row in text):
         text.append("? the best lr lies at the edge of the grid or beside divergence: "
-                    "extend --lr to place it")
+                    "extend --lr or --lr-factor to place it")
     return "\n".join(text[1:])
 
 
@@ -162,7 +165,7 @@ def movement_line(label, size, by_size):
     moved = movement(by_size)
     first, *_, last = by_size
     if moved.octaves is None:
-        return f"{label}: at {size} {first} or {last} every run diverged or failed"
+        return f"{label}: at {size} {first} or {last} no lr has a loss for every seed"
     octaves, count = abs(moved.octaves), len(moved.shared)
     verdict = "stays" if octaves <= STAYS else "moves" if octaves >= MOVES else "drifts"
     notes = [f"{moved.per_doubling:+.2f} per doubling"]

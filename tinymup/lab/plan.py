@@ -10,7 +10,7 @@ from numpy import dtype, errstate
 from .. import mlp
 from ..backend import to_host
 from . import data, run
-from .config import MODELS, picked
+from .config import MODELS, MUONS, picked
 
 STEP = 4e9         # a step of so many operations takes a fraction of a second on any machine
 START = 0.5        # seconds that a process takes to start and import
@@ -19,7 +19,7 @@ PROCESS = 60e6     # bytes of Python, NumPy and the text
 
 @functools.lru_cache(maxsize=None)
 def counts(model, architecture):
-    """(parameters, those in products, operations of a Newton–Schulz step), from 1 and 2 layers."""
+    """(parameters, those in products, operations of a Newton–Schulz step), from depth 1 and 2."""
     def of(depth):
         specs = list(model.specs(architecture._replace(depth=depth)))
         dense = [s for s in specs if len(s.shape) == 2 and (not s.lookups or s.role == "tied")]
@@ -34,8 +34,13 @@ def sizes(config):
     model, tokens = MODELS[config.model], config.batch * config.seq
     parameters, dense, orthogonal = counts(model, picked(model.Architecture, config))
     attention = 0 if model is mlp else 12 * config.depth * tokens * config.width * config.seq
-    newton_schulz = 5 * orthogonal * (config.optimizer == "muon")
+    newton_schulz = 5 * orthogonal * (config.optimizer in MUONS["optimizer"])
     return parameters, 6 * tokens * dense + attention + newton_schulz
+
+
+def work(config):
+    """The operations of a run's steps."""
+    return config.steps * sizes(config)[1]
 
 
 def memory(config):
@@ -51,10 +56,11 @@ def memory(config):
 def check_memory(configs):
     """Refuses a run that needs more memory than this machine has. Errors: ValueError"""
     needed, config = max(((memory(c), c) for c in configs), key=lambda pair: pair[0])
-    if config.device == "cpu" and needed > data.memory():
+    if config.device == "cpu" and needed > data.machine_memory():
         raise ValueError(f"a network of {sizes(config)[0]:.3g} parameters with --batch "
                          f"{config.batch} and --seq {config.seq} needs {needed / 1e9:.3g} GB, and "
-                         f"this machine has {data.memory() / 1e9:.3g} GB: make one of them smaller")
+                         f"this machine has {data.machine_memory() / 1e9:.3g} GB: make the "
+                         "network, the batch or the sequences smaller")
 
 
 def seconds_of(config, corpus):
@@ -68,31 +74,31 @@ def seconds_of(config, corpus):
 
 
 def minutes(configs, corpus, jobs):
-    """The expected minutes, from a step of a small and one of a larger network; None if slow."""
-    work = {c: sizes(c)[1] for c in configs}
-    fast = sorted((c for c in work if work[c] <= STEP), key=work.get)
+    """The expected minutes, by timing a small and a larger network; None if that takes long."""
+    step = {c: sizes(c)[1] for c in configs}
+    fast = sorted((c for c in step if step[c] <= STEP), key=step.get)
     if fast:
         ends = fast[0], fast[-1]
     else:
-        ends = [replace(min(work, key=work.get), depth=1, batch=1)] * 2
+        ends = [replace(min(step, key=step.get), depth=1, batch=1)] * 2
         if sizes(ends[0])[0] > 2e7:                         # its first step would take long
             return None
     (x, y), (x2, y2) = ((sizes(c)[1], seconds_of(c, corpus)) for c in ends)
     slope = (y2 - y) / (x2 - x) if x2 > x and y2 > y else y2 / x2
     rest = max(0.0, y - slope * x)                          # what does not grow with the network
     evaluation = run.HELD_OUT_BATCHES / 3                   # a forward pass is a third of a step
-    total = sum(START + (c.steps + evaluation) * (rest + slope * x) for c, x in work.items())
-    return total / min(jobs, os.cpu_count() or 1, len(work)) / 60
+    total = sum(START + (c.steps + evaluation) * (rest + slope * x) for c, x in step.items())
+    return total / min(jobs, os.cpu_count() or 1, len(step)) / 60
 
 
 def announcement(runs, done, todo, corpus, jobs=None):
     """A line that tells what a sweep will do, with the minutes if its jobs are on this machine."""
-    small, *_, large = sorted(sizes(c)[0] for c in [*todo, *todo])
-    work = sum(c.steps * sizes(c)[1] for c in todo)
-    expected, same = minutes(todo, corpus, jobs) if jobs else None, runs - done - len(todo)
-    time = "" if expected is None else (
+    parameters, same = [sizes(c)[0] for c in todo], runs - done - len(todo)
+    expected = minutes(todo, corpus, jobs) if jobs else None
+    duration = "" if expected is None else (
         f", about {expected:,.0f} minutes" if expected >= 2 else f", about {60 * expected:.0f} s")
     return (f"{runs} run{'s' * (runs > 1)}, {done} of them done"
             + (f", {same} identical to another" if same else "")
-            + f": {small:,} to {large:,} parameters, {work:.2g} FLOPs{time}, "
+            + f": {min(parameters):,} to {max(parameters):,} parameters, "
+            + f"{sum(map(work, todo)):.2g} FLOPs{duration}, "
             + f"up to {max(map(memory, todo)) / 1e9:.2g} GB per run")

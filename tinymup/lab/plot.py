@@ -3,7 +3,7 @@ import math
 import os
 from itertools import cycle
 
-os.environ["MPLBACKEND"] = "Agg"   # writes files, needs no screen; another name may not exist
+os.environ["MPLBACKEND"] = "Agg"   # draws to files, without a screen, whatever the user has set
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
@@ -14,7 +14,7 @@ plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 1
                      "axes.grid": True, "grid.alpha": 0.3, "figure.constrained_layout.use": True})
 NAMES = {"sgd": "SGD", "adamw": "AdamW", "muon": "Muon", "muonclip": "MuonClip"} | {
     param: table.title.split(",")[0].split(" (")[0] for param, table in PARAMETRIZATIONS.items()}
-# Of Okabe and Ito, whose colours colour-blind readers tell apart; their red and green are left out.
+# From Okabe and Ito's palette for colour-blind readers, without its red and green.
 BLACK, ORANGE, BLUE, SKY, PURPLE = "#000000", "#E69F00", "#0072B2", "#56B4E9", "#CC79A7"
 MARKERS = "os^Dv"
 
@@ -25,16 +25,16 @@ def named(label):
 
 
 def shades(count):
-    """So many colours from dark to light, told apart in print and by colour-blind readers."""
+    """`count` colours from dark to light that stay distinct in print and to the colour-blind."""
     return plt.get_cmap("viridis")([0.9 * i / max(1, count - 1) for i in range(count)])
 
 
 def panels(count, columns=3):
-    """(figure, its axes, at most so many in a row), with one axis of losses."""
+    """(figure, its axes, in rows of at most `columns`). They share the axis of losses."""
     rows = math.ceil(count / columns)
-    columns = math.ceil(count / rows)
-    width = 1.2 + columns * (2.9 if columns == 3 else 4)
-    figure, axes = plt.subplots(rows, columns, sharey=True, squeeze=False,
+    across = math.ceil(count / rows)
+    width = 1.2 + across * (2.9 if across == 3 else 4)
+    figure, axes = plt.subplots(rows, across, sharey=True, squeeze=False,
                                 figsize=(width, 0.9 + 3.1 * rows))
     for row in axes:
         row[0].set_ylabel("held-out loss, nats per byte")
@@ -51,7 +51,7 @@ def loss_against_lr(size, groups, path, title=None):
 
 
 def draw_losses(axes, size, groups):
-    """A panel per group: a curve per size, see `draw_curve`, with its title and one legend.
+    """Fills a panel per group: its title, and a curve per size (`draw_curve`). One legend for all.
 
     The loss axis is cut a little above the worst optimum. Panels with a learning rate in common
     share its axis.
@@ -72,7 +72,7 @@ def draw_losses(axes, size, groups):
         ax.set(title=named(label) + words, xlabel="log2 learning rate")
         ax.xaxis.get_major_locator().set_params(integer=True)
     if not (losses := [best.loss for best in found if best]):
-        raise ValueError("no run has a loss: nothing to plot; choose smaller learning rates")
+        raise ValueError("no learning rate has a loss for all seeds: choose smaller ones to plot")
     span = max(max(losses) - min(losses), 0.5)
     axes[0].set_ylim(min(losses) - 0.1 * span, max(losses) + 0.6 * span)
     star = {"marker": "*", "markersize": 12, "markeredgecolor": "black", "linestyle": ""}
@@ -82,14 +82,15 @@ def draw_losses(axes, size, groups):
 
 
 def draw_curve(ax, points, look, height):
-    """One size: its losses, bars over its seeds, and a star at its optimum, which is returned.
+    """Draws the losses of one size, bars over its seeds, and a star at its optimum.
 
     A line joins the points. Around an exact optimum it is the parabola with the star at its vertex;
     at the edge of the grid and beside divergence the star is hollow. A cross, at a height relative
-    to the panel, marks a run without a loss, which diverged or failed.
+    to the panel, marks a run without a loss. Returns the optimum, with the parabola's loss.
     """
     color, best, drawn = look["color"], optimum(points), [p for p in points if p.loss is not None]
-    x, y = at, losses = [math.log2(p.lr) for p in drawn], [p.loss for p in drawn]
+    at, losses = [math.log2(p.lr) for p in drawn], [p.loss for p in drawn]
+    x, y = at, losses
     if best and best.exact:
         i = y.index(min(y))
         parabola = np.polynomial.Polynomial.fit(x[i - 1:i + 2], y[i - 1:i + 2], 2)

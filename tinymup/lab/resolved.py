@@ -3,15 +3,16 @@ from ..layers import Scales
 from ..optim import schedule
 from ..orthogonalize import COEFFICIENTS, triples_of
 from ..resolve import base_fans, size_of
-from ..scaling import BASE_INIT, DEPTH_RULES, ONE, PARAMETRIZATIONS, U_MUP_DEPTH, Size
-from .config import build, record_of, settings
+from ..scaling import BASE_INIT, DEPTH_RULES, PARAMETRIZATIONS, U_MUP_DEPTH, Size
+from .config import MUONS, build, record_of, settings
 
 
 def parameter(row, config, scales):
     """One parameter: what its model declares, its numbers, and the cells that they come from."""
     spec, table = row.spec, PARAMETRIZATIONS[config.param]
     rule, muon = table.rules[spec.role], row.optimizer == "muon"
-    depth = U_MUP_DEPTH if table.base_free else DEPTH_RULES[config.depth_rule]
+    depth = (DEPTH_RULES["none"] if not spec.in_branch else
+             U_MUP_DEPTH if table.base_free else DEPTH_RULES[config.depth_rule])
     ratio = config.depth / (1 if table.base_free else config.base_depth or config.depth)
     adam, mult = row.optimizer == "adamw", scales.mult[row.name]
     return {
@@ -28,13 +29,13 @@ def parameter(row, config, scales):
         "eps": row.eps if adam else None,
         "weight_decay": row.weight_decay, "shrink_per_step": row.shrink,
         "sizes": size_of(spec, table, ratio)._asdict(),
-        "exponents": {cell: nonzero(getattr(rule, cell)) for cell in ("init", "mult")}
-        | {cell: nonzero(getattr(rule, cell).times(getattr(depth, cell) if spec.in_branch else ONE))
+        "exponents": {cell: exponents(getattr(rule, cell)) for cell in ("init", "mult")}
+        | {cell: exponents(getattr(rule, cell).times(getattr(depth, cell)))
            for cell in (row.optimizer, *["eps"] * adam)},
     }
 
 
-def nonzero(power):
+def exponents(power):
     """The exponents of a power that are not 0."""
     return {size: exponent for size, exponent in power._asdict().items() if exponent}
 
@@ -50,7 +51,7 @@ def resolved(config):
     network, s = build(config), settings(config)
     scales = network.scales
     coefficients = COEFFICIENTS[s.coefficients]
-    muon = config.optimizer in ("muon", "muonclip")
+    muon = config.optimizer in MUONS["optimizer"]
     return {
         "config": record_of(config),
         "architecture": network.architecture._asdict(),

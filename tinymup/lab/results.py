@@ -10,11 +10,11 @@ from .config import KEY_VERSION, restored
 from .terminal import say, say_once
 
 MARK = b', "sum": "'   # begins the checksum that ends a line
-STALE = re.compile(r"\.?[0-9a-f]{12}(\.[0-9a-f]{16})?\.tmp")   # what a kill leaves of a checkpoint
+STALE = re.compile(r"\.?[0-9a-f]{12}(\.[0-9a-f]{16})?\.tmp")   # left by a kill during a save
 
 
 class Results:
-    """The results.jsonl of a folder. One process at a time, which has its lock, appends to it.
+    """The results.jsonl of a folder. Only the process that holds its lock appends to it.
 
     Errors: ValueError if the folder cannot be written, or another process holds the lock.
     """
@@ -52,14 +52,14 @@ class Results:
         return file
 
     def read(self):
-        """key → last record, without its config. Runs of damaged lines are to be repeated."""
+        """{key: last record, without config}. A run that is only in damaged lines is missing."""
         records, damaged = {}, []
-        gc.disable()                             # it would search all records again and again
+        gc.disable()                             # it would scan all records repeatedly
         try:
             with open(self.path, "rb") as file:
                 for i, line in enumerate(file, 1):
                     if record := parsed(line):
-                        record.pop("config", None)   # who has the key has it; it fills memory
+                        record.pop("config", None)   # large, and the caller has it by the key
                         records[record["key"]] = record
                     elif line.strip():
                         damaged.append(i)
@@ -96,7 +96,7 @@ class Results:
         self.size = os.fstat(self.file.fileno()).st_size
 
     def follow(self):
-        """Goes on in the file at the path if that is not ours, or not as we left it.
+        """Reopens the file if another program has replaced it, and restores lines that it lost.
 
         An editor or a synchronisation may have replaced, renamed, deleted or rewritten it. What
         it lacks of the old file and of our lines is written again.
@@ -127,7 +127,7 @@ def line_of(record):
 
 
 def parsed(line):
-    """The record of a line with the key of today; None if the line is damaged.
+    """The record of a line, under its key of today; None if the line is damaged.
 
     Lines of an older version have neither a checksum nor a version.
     """
@@ -147,7 +147,7 @@ def parsed(line):
 
 
 def sound(record, checked):
-    """Whether what is shown of a record can be a run's. A checksum vouches for all but the loss."""
+    """Whether a record's parts have the right form; if checked, only key, status and loss."""
     loss, points, numbers = record["loss"], record.get("curve", []), {int, float, type(None)}
     return (isinstance(record["key"], str)
             and record["status"] in ("done", "diverged", "failed")

@@ -91,40 +91,41 @@ def held_out_loss(config, network, params, corpus):
     return float(to_host(total)) / len(batches)
 
 
-def log(done, step, losses, peaks):
-    """Adds a point to the curves in done and returns its mean loss. Waits for the device."""
+def log(progress, step, losses, peaks):
+    """Adds a point to the curves in progress and returns its mean loss. Waits for the device."""
     losses = to_host(xp.stack(losses)).astype(float)
     mean = float(losses.mean())
-    first = done.setdefault("first", float(losses[0]))   # the first mean may include a divergence
-    done["step"] = step
-    done["curve"].append([step, finite(mean)])
+    first = progress.setdefault("first", float(losses[0]))   # not the mean: it may have diverged
+    progress["step"] = step
+    progress["curve"].append([step, finite(mean)])
     if peaks:
         heads = to_host(xp.stack(list(peaks.values())))
-        done["largest_logits"].append(
+        progress["largest_logits"].append(
             [step, [[finite(float(f"{s:.5g}")) for s in block] for block in heads]])
     if diverged(mean, first):
-        done["status"] = "diverged"
+        progress["status"] = "diverged"
     return mean
 
 
-def record(config, corpus, done):
+def record(config, corpus, progress):
     """What the results file holds of a run, as plain JSON."""
-    return {"key": done["key"], "program": same_program(config).key(corpus.digest),
-            "status": done["status"], "loss": done["loss"] if done["status"] == "done" else None,
-            "config": record_of(config), "corpus": corpus.digest, "curve": done["curve"],
-            "largest_logits": done["largest_logits"], "seconds": done["seconds"],
-            "tokens_per_second": speed(config, done), "versions": versions()}
+    status = progress["status"]
+    return {"key": progress["key"], "program": same_program(config).key(corpus.digest),
+            "status": status, "loss": progress["loss"] if status == "done" else None,
+            "config": record_of(config), "corpus": corpus.digest, "curve": progress["curve"],
+            "largest_logits": progress["largest_logits"], "seconds": progress["seconds"],
+            "tokens_per_second": speed(config, progress), "versions": versions()}
 
 
-def speed(config, done):
+def speed(config, progress):
     """Tokens per second so far."""
-    return done["step"] * config.batch * config.seq / done["seconds"]
+    return progress["step"] * config.batch * config.seq / progress["seconds"]
 
 
 def start(config, corpus, checkpoint_path):
-    """(network, params, optimizer, done) of a new run, or as its checkpoint has them.
+    """(network, params, optimizer, progress) of a new run, or of one that its checkpoint continues.
 
-    done is the progress of the run. Errors: those of `loaded`.
+    Errors: those of `loaded`.
     """
     use(config.device)
     keep_freed_memory()
@@ -132,35 +133,35 @@ def start(config, corpus, checkpoint_path):
     params = initialize(network.rows, config.seed, config.dtype)
     optimizer = optim.Optimizer(network.rows, params, settings(config))
     key = config.key(corpus.digest)
-    done = {"key": key, "step": 0, "status": "running", "curve": [], "largest_logits": [],
-            "seconds": 0.0}
+    progress = {"key": key, "step": 0, "status": "running", "curve": [], "largest_logits": [],
+                "seconds": 0.0}
     if checkpoint_path and checkpoint_path.exists():
-        params, optimizer.state, done = loaded(checkpoint_path, key, params, optimizer.state)
-    return network, params, optimizer, done
+        params, optimizer.state, progress = loaded(checkpoint_path, key, params, optimizer.state)
+    return network, params, optimizer, progress
 
 
 def loaded(path, key, params, state):
-    """(params, state, done) of a checkpoint. params and state are those of a new run.
+    """(params, state, progress) of a checkpoint. params and state are those of a new run.
 
     Errors: ValueError if it is damaged, of another run, or has other arrays or strange progress.
     """
     def form(arrays):
         return {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    *arrays, done = checkpoint.load(path)
-    if not isinstance(done, dict) or done.get("key") != key:
+    *arrays, progress = checkpoint.load(path)
+    if not isinstance(progress, dict) or progress.get("key") != key:
         raise ValueError(f"{path} belongs to another config or corpus: "
                          "use another --out, or run without --resume")
-    if list(map(form, arrays)) != [form(params), form(state)] or not plausible(done):
+    if list(map(form, arrays)) != [form(params), form(state)] or not plausible(progress):
         raise ValueError(f"{path} does not hold the arrays and numbers of this run: "
                          "delete it, and the run starts from its beginning")
-    return *arrays, done
+    return *arrays, progress
 
 
-def plausible(done):
+def plausible(progress):
     """Whether a run can have written this progress."""
-    status, step, seconds = map(done.get, ("status", "step", "seconds"))
-    numbers = [step, seconds, done.get("first"), done.get("loss") if status == "done" else 0]
-    curves = [done.get("curve"), done.get("largest_logits")]
+    status, step, seconds = map(progress.get, ("status", "step", "seconds"))
+    numbers = [step, seconds, progress.get("first"), *[progress.get("loss")] * (status == "done")]
+    curves = [progress.get("curve"), progress.get("largest_logits")]
     return (status in ("running", "diverged", "done")
             and all(type(x) in (int, float) for x in numbers)
             and type(step) is int and step > 0 and seconds > 0
@@ -169,34 +170,34 @@ def plausible(done):
                     for curve in curves for point in curve))
 
 
-def save(path, params, state, done):
+def save(path, params, state, progress):
     """Writes a checkpoint, or warns once that it cannot be written: the run goes on."""
     try:
-        checkpoint.save(path, params, state, done)
+        checkpoint.save(path, params, state, progress)
     except OSError as error:
         say_once(f"warning: no checkpoint can be written: {path}: {error.strerror}")
 
 
 def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds=60.0,
-          final_checkpoint=True, progress=True):
+          final_checkpoint=True, shown=True):
     """Trains the network of a complete config and returns (record, network, params).
 
     The record is plain JSON. Its status is "done" or "diverged", its loss the held-out one in nats
     per byte. Its curve has points [step, mean training loss since the last point], and
     largest_logits has [step, the largest attention logit of each block and head since then].
 
-    A checkpoint is written every checkpoint_seconds, at the next point of the curve, and at the end
-    if final_checkpoint. With resume, a run continues from it bit for bit.
+    A checkpoint is written at the first point of the curve after each checkpoint_seconds, and at
+    the end if final_checkpoint. With resume, a run continues from it bit for bit.
     """
-    network, params, optimizer, done = start(config, corpus, resume and checkpoint_path)
+    network, params, optimizer, progress = start(config, corpus, resume and checkpoint_path)
     every = max(1, config.steps // LOGS)
     losses, peaks = [], {}
     clock = saved = time.perf_counter()
-    bar = tqdm(total=config.steps, initial=done["step"], unit="step", leave=False,
-               disable=not (progress and watched()))
+    bar = tqdm(total=config.steps, initial=progress["step"], unit="step", leave=False,
+               disable=not (shown and watched()))
     with bar, numpy.errstate(all="ignore"):
-        for step in range(done["step"], config.steps):
-            if done["status"] != "running":
+        for step in range(progress["step"], config.steps):
+            if progress["status"] != "running":
                 break
             loss, largest = training_step(config, network, params, optimizer, corpus, step)
             losses.append(loss)
@@ -205,21 +206,21 @@ def train(config, corpus, checkpoint_path=None, resume=False, checkpoint_seconds
             last = step + 1 == config.steps
             if (step + 1) % every and not last:
                 continue
-            mean = log(done, step + 1, losses, peaks)
+            mean = log(progress, step + 1, losses, peaks)
             losses, peaks = [], {}
             now = time.perf_counter()
-            done["seconds"] += now - clock
-            text = f"loss {mean:.4f}   {speed(config, done):,.0f} tokens/s"
+            progress["seconds"] += now - clock
+            text = f"loss {mean:.4f}   {speed(config, progress):,.0f} tokens/s"
             bar.set_postfix_str(text)
-            if progress and not watched():
+            if shown and not watched():
                 say(f"step {step + 1:6d}/{config.steps}   {text}")
             if checkpoint_path and now - saved > checkpoint_seconds and not last:
-                save(checkpoint_path, params, optimizer.state, done)
+                save(checkpoint_path, params, optimizer.state, progress)
                 saved = time.perf_counter()
             clock = time.perf_counter()
-        if done["status"] == "running":
-            done["loss"] = held_out_loss(config, network, params, corpus)
-            done["status"] = "diverged" if diverged(done["loss"], done["first"]) else "done"
+        if progress["status"] == "running":
+            loss = progress["loss"] = held_out_loss(config, network, params, corpus)
+            progress["status"] = "diverged" if diverged(loss, progress["first"]) else "done"
     if checkpoint_path and final_checkpoint:
-        save(checkpoint_path, params, optimizer.state, done)
-    return record(config, corpus, done), network, params
+        save(checkpoint_path, params, optimizer.state, progress)
+    return record(config, corpus, progress), network, params

@@ -13,14 +13,16 @@ from tqdm import tqdm
 
 from . import plan
 from .cluster import Cluster
-from .config import changed, complete, flag, normalised, same_program, spelled, unused
+from .config import FIELDS, changed, complete, flag, normalised, same_program, spelled, unused
 from .results import finished
 from .terminal import say, watched
-from .worker import THREADS, Workers  # noqa: F401
+from .worker import Workers
+
+TOLD = "param", "optimizer", "width", "lr", "seed"   # of every run, in the line that it ends with
 
 
 def grid(base, axes):
-    """All combinations of axes {field: values} in the config base, complete, most work first.
+    """The complete configs of all combinations of axes {field: values}, the most work first.
 
     Where only some combinations use a field, the others run without it.
     Errors: ValueError for a field that none of them uses, and those of `complete`.
@@ -29,13 +31,13 @@ def grid(base, axes):
                     for values in itertools.product(*axes.values())]
     not_used = list(map(unused, combinations))
     for name, values in axes.items():
-        strangers = [fields.get(name) for fields in not_used]
-        if None not in strangers:
-            raise ValueError(f"{flag(name)} {spelled(values[0])} means nothing to "
-                             f"{' and '.join(dict.fromkeys(strangers))}: leave it out")
+        reasons = [skipped.get(name) for skipped in not_used]
+        if None not in reasons:
+            raise ValueError(f"{flag(name)} {spelled(values[0])} has no effect with "
+                             f"{' and '.join(dict.fromkeys(reasons))}: leave it out")
     configs = dict.fromkeys(complete(normalised(config)) for config in combinations)
     # Long runs last would leave workers idle.
-    return sorted(configs, key=lambda c: c.steps * plan.sizes(c)[1], reverse=True)
+    return sorted(configs, key=plan.work, reverse=True)
 
 
 class Local:
@@ -68,16 +70,19 @@ class Local:
 
 
 class Sweep:
-    """The runs of a sweep that are not finished, and what is told of them.
+    """The unfinished runs of a sweep, and its messages.
 
-    Only the thread that calls `train` writes the results file.
+    Only the thread that calls `train` writes to the results file.
     """
 
     def __init__(self, todo, results, shown):
         self.todo, self.results, self.shown = todo, results, shown    # todo: key → config
-        self.waiting, self.running = collections.deque(todo), {}      # keys; future → key
+        self.waiting, self.submitted = collections.deque(todo), {}    # keys; future → key
         self.records, self.warned = {}, set()
         self.counts = dict.fromkeys(("done", "diverged", "failed"), 0)
+        self.left = self.total = sum(map(plan.work, todo.values()))
+        self.varying = [name for name in FIELDS if name not in TOLD
+                        and len({vars(c)[name] for c in todo.values()}) > 1]
         self.start = self.told = time.monotonic()
         self.bar = tqdm(total=len(todo), unit="run", disable=not (shown and watched()))
 
@@ -85,17 +90,17 @@ class Sweep:
         """Keeps the executor busy until all is done. Whatever happens, finished runs are kept."""
         ended = queue.SimpleQueue()
         try:
-            while self.waiting or self.running:
-                while self.waiting and len(self.running) < executor.window:
+            while self.waiting or self.submitted:
+                while self.waiting and len(self.submitted) < executor.window:
                     key = self.waiting.popleft()
-                    checkpoint = str(self.results.path.with_name(f"{key}.npz"))
+                    checkpoint = str(self.results.path.absolute().with_name(f"{key}.npz"))
                     future = executor.submit(self.todo[key], key, checkpoint, resume)
-                    self.running[future] = key
+                    self.submitted[future] = key
                     future.add_done_callback(ended.put)
                 self.keep(ended.get(), executor)
         except BaseException as error:
             try:
-                for future in [f for f in self.running if f.done()]:
+                for future in [f for f in self.submitted if f.done()]:
                     with suppress(ValueError):
                         self.keep(future, executor)
             finally:
@@ -106,27 +111,28 @@ class Sweep:
 
     def keep(self, future, executor):
         """Writes the record of a run that has ended. Then its checkpoint is no longer needed."""
-        key = self.running[future]
+        key = self.submitted[future]
         record = executor.record(future, self.todo[key], key)
         if record is None:
             self.waiting.appendleft(key)
-            del self.running[future]
+            del self.submitted[future]
             return
         warnings = record.pop("warnings", [])
         self.results.append(record)
         self.records[key] = record
-        del self.running[future]
+        del self.submitted[future]
         if finished(record):
             with suppress(OSError):
                 self.results.path.with_name(f"{key}.npz").unlink(missing_ok=True)
         self.counts[record["status"]] += 1
-        self.tell(described(self.todo[key], record))
+        self.left -= plan.work(self.todo[key])
+        self.tell(described(self.todo[key], record, self.varying))
         for warning in [*warnings, *differences(record)]:
             kind = warning.split(":")[1]
             if kind not in self.warned:
                 self.warned.add(kind)
                 self.tell(warning)
-        self.show(executor.running(self.running.values()))
+        self.show(executor.running(self.submitted.values()))
 
     def tell(self, text):
         """A line above the progress bar."""
@@ -137,7 +143,7 @@ class Sweep:
     def show(self, running):
         """How far the sweep is: in the bar on a terminal, elsewhere in a line a minute."""
         ended, now = sum(self.counts.values()), time.monotonic()
-        left = (len(self.todo) - ended) * (now - self.start) / ended
+        left = self.left * (now - self.start) / (self.total - self.left)
         failed = self.counts["failed"]
         status = (f"{running} running, {ended - failed} done, {failed} failed, "
                   f"{60 * ended / (now - self.start):.3g} runs/min, {left / 60:.0f} min left")
@@ -149,14 +155,20 @@ class Sweep:
 
 
 def differences(record):
-    """A warning for each version of the run that is not that of this process."""
+    """A warning for each package whose version differs between the run and this process."""
     here = {"python": platform.python_version(), "numpy": numpy.__version__}
     there = here | record.get("versions", {})
     return [f"warning: a run used another {name}: {there[name]}, not {version}: its bits may "
             "differ (record: versions)" for name, version in here.items() if there[name] != version]
 
 
-def run_all(configs, corpus, results, jobs=1, resume=False, progress=True, cluster=None):
+def known_runs(records):
+    """{key: finished record}, also under the key of its program, which other configs may share."""
+    return {name: record for key, record in records.items() if finished(record)
+            for name in (record.get("program", key), key)}
+
+
+def run_all(configs, corpus, results, jobs=1, resume=False, shown=True, cluster=None):
     """Trains the runs that results lacks and returns the records of configs, in their order.
 
     Runs that are the same program are trained once; the others get its record under their key.
@@ -164,36 +176,37 @@ def run_all(configs, corpus, results, jobs=1, resume=False, progress=True, clust
     """
     wanted = {config.key(corpus.digest): config for config in configs}
     records = results.read()
-    known = {r.get("program", key): r for key, r in records.items() if finished(r)}
+    known = known_runs(records)
     missing = [key for key in wanted if not finished(records.get(key))]
     programs = {key: same_program(wanted[key]).key(corpus.digest) for key in missing}
-    first = {programs[key]: key for key in reversed(missing)}      # of the keys of a program
+    first = {programs[key]: key for key in reversed(missing)}      # program → its first key
     todo = {key: wanted[key] for key in missing
             if key == first[programs[key]] and programs[key] not in known}
     if todo:
         executor = Cluster(cluster, corpus, configs[0].device == "gpu") if cluster else Local(jobs)
-        sweep = Sweep(todo, results, progress)
+        sweep = Sweep(todo, results, shown)
         with closing(executor), sweep.bar:
-            if progress:
+            if shown:
                 say(plan.announcement(len(wanted), len(wanted) - len(missing), list(todo.values()),
                                       corpus, None if cluster else jobs))
             sweep.train(executor, resume)
         records |= sweep.records
         known |= {programs[key]: record for key, record in sweep.records.items()}
-    elif progress:
+    elif shown:
         known_as = f", {len(missing)} of them under another name" if missing else ""
         say(f"all {len(wanted)} runs are in {results.path} already{known_as}")
     for key in missing:
         if key not in todo:
             records[key] = known[programs[key]] | {"key": key, "config": dict(vars(wanted[key]))}
             results.append(records[key])
-    # The config that was asked for: a record must not say of itself which run it is.
+    # With the config that was asked for: the one in the file could have been edited.
     return [records[key] | {"config": vars(config)} for key, config in wanted.items()]
 
 
-def described(config, record):
-    """A finished run in one line."""
+def described(config, record, varying):
+    """A run that has ended, in one line. varying: names of other options to tell."""
     outcome = (f"loss {record['loss']:.4f}" if record["status"] == "done"
                else record["status"] + " " + record.get("reason", ""))
     return (f"{config.param:10} {config.optimizer:6} width {config.width:5d} "
-            f"lr 2^{math.log2(config.lr):<6.3g} seed {config.seed}   {outcome}")
+            f"lr 2^{math.log2(config.lr):<6.3g} seed {config.seed}   "
+            + "".join(f"{name} {spelled(vars(config)[name])}   " for name in varying) + outcome)

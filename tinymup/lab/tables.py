@@ -8,7 +8,7 @@ from itertools import groupby
 from ..scaling import PARAMETRIZATIONS, Power
 from .config import GROUPS
 from .flags import Parser, add_config, configs_of
-from .resolved import nonzero, resolved
+from .resolved import exponents, resolved
 from .terminal import program
 
 TABLE_FORMATS = ("markdown", "json", "csv", "latex")
@@ -26,10 +26,10 @@ def symbolic(param):
 def render(records, format="markdown", headings=HEADINGS):
     """Records with equal keys as a table in one of `TABLE_FORMATS`."""
     if format == "json":
-        return json.dumps([{key: nonzero(value) if isinstance(value, Power) else value
+        return json.dumps([{key: exponents(value) if isinstance(value, Power) else value
                             for key, value in record.items()} for record in records],
                           ensure_ascii=False, indent=1)
-    cells = [[spelled(value) for value in record.values()] for record in records]
+    cells = [[cell_text(value) for value in record.values()] for record in records]
     if format == "csv":
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([list(records[0]), *cells])
@@ -42,7 +42,7 @@ def render(records, format="markdown", headings=HEADINGS):
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|"] + lines[1:])
 
 
-def spelled(value):
+def cell_text(value):
     """The text of a cell: numbers unrounded as in JSON, None as nothing."""
     if value is None:
         return ""
@@ -79,7 +79,7 @@ def explain(configs, format="markdown"):
 
 
 def columns(rows):
-    """The columns of a table for readers: without those that are empty or repeat another."""
+    """The rows as a reader needs them: without columns that are empty or repeat another."""
     dropped = {"sizes", "exponents"}
     dropped |= {key for key in rows[0] if all(row[key] is None for row in rows)}
     if all({row["mult_dx"], row["mult_dw"]} <= {None, row["mult_y"]} for row in rows):
@@ -96,7 +96,7 @@ def title(run):
 def others(run):
     """The numbers of a resolved run that belong to no single parameter, a line for each kind."""
     def line(name, numbers):
-        return f"{name}: " + ", ".join(f"{key} {spelled(value)}"
+        return f"{name}: " + ", ".join(f"{key} {cell_text(value)}"
                                        for key, value in numbers.items() if value is not None)
     scales = run["scales"]
     yield line("architecture", run["architecture"])
@@ -109,7 +109,7 @@ def others(run):
     unused = {"sgd": ["betas"], "adamw": ["momentum", "nesterov", "momentum_form"]}.get(
         run["config"]["optimizer"], [])
     yield line("optimizer", {k: x for k, x in run["optimizer"].items() if k not in unused})
-    factors = [spelled(factor) for factor in run["schedule"]]
+    factors = [cell_text(factor) for factor in run["schedule"]]
     yield (f"schedule, {len(factors)} steps: " + ", ".join(
         factors if len(factors) <= 8 else [*factors[:4], "…", *factors[-3:]]))
 
@@ -122,14 +122,15 @@ EXAMPLES = """Prints the scaling tables or, with any option of a run, all number
                                     the numbers of each parameter, like train.py --explain
   python -m tinymup --param mup --format latex
 
-json is a list of all records or runs, csv one table of the records or parameters."""
+json gives a list of all records or runs; csv gives one table, a line per role or parameter."""
 
 
 def main(arguments=None):
     """Prints the symbolic tables or, with any other option than --param, the numbers of runs."""
     parser = Parser("python -m tinymup", "python -m tinymup [--param NAME ...] [option ...]",
                     EXAMPLES)
-    parser.add_argument("--format", choices=TABLE_FORMATS, default="markdown", help="of the tables")
+    parser.add_argument("--format", choices=TABLE_FORMATS, default="markdown",
+                        help="format of the tables")
     add_config(parser, *GROUPS[:-1])
     with program(parser.prog, "interrupted"):
         flags = vars(parser.parse_args(arguments))

@@ -1,4 +1,4 @@
-"""How a program prints and ends. Its streams may be closed, full, ASCII only or no terminal."""
+"""How a program prints and ends, even if a stream is closed, full, ASCII-only or no terminal."""
 import functools
 import os
 import signal
@@ -29,15 +29,15 @@ def escaped(text):
 
 
 def quit(*_):
-    """Ends the process at once: what Ctrl-C does before a program has begun."""
+    """Ends the process at once: for Ctrl-C before the program has begun, and for a second one."""
     with suppress(OSError):
         os.write(2, b"\ninterrupted\n")
     os._exit(130)
 
 
 def start():
-    """Prepares a program, before it imports the rest, to be interrupted without a traceback."""
-    while (stream := os.open(os.devnull, os.O_RDWR)) < 3:   # a file must not replace a stream
+    """Sets up a program before its imports: Ctrl-C or a failing import gives no traceback."""
+    while (stream := os.open(os.devnull, os.O_RDWR)) < 3:   # no file becomes stream 0, 1 or 2
         pass
     os.close(stream)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -81,7 +81,7 @@ def program(name, interrupted):
 
 
 def flush():
-    """Flushes standard output. If that fails, drops the rest: Python would try again at exit."""
+    """Flushes standard output. If that fails, drops what is left, or Python retries at exit."""
     try:
         if sys.stdout:
             sys.stdout.flush()

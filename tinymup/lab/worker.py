@@ -1,6 +1,6 @@
-"""A run in a process of its own: what starts the process, and what it does.
+"""Does a job in a process of its own: the parent's side (`Workers`) and the child's (`main`).
 
-A run that dies then takes no other with it, and BLAS threads are limited before NumPy loads.
+If one run dies the others go on, and BLAS threads are limited before NumPy loads.
 The process reads its job from standard input, a line of JSON: {"config": …, "key": …, "checkpoint":
 path or null, "resume": bool, "split": null or [a, b]}. With a split, a bytes of training text and b
 held-out bytes follow.
@@ -31,18 +31,18 @@ class Workers:
     """Starts worker processes and, if the sweep ends early, ends them."""
 
     def __init__(self, jobs, path=None):
-        # With more BLAS threads than cores, workers would wait for one another.
+        # Several workers with all BLAS threads each would wait for one another.
         self.environment = os.environ | (dict.fromkeys(THREADS, "1") if jobs > 1 else {})
         self.path = [os.path.abspath(folder) for folder in (path or sys.path)]
         self.running, self.starting, self.ended = set(), threading.Lock(), False
 
     def train(self, config, key, checkpoint, resume):
-        """The record of a run in a process of its own; that of `failed` if the process fails."""
+        """The record of a complete config, or that of `failed`."""
         return self.do({"config": dict(vars(config)), "key": key, "checkpoint": checkpoint,
                         "resume": resume, "split": None})
 
     def do(self, job, text=b"", wanted=lambda: True):
-        """The record of a job. Kills the process when wanted() is no longer true."""
+        """The record of a job, or of `failed`. Kills the process when wanted() becomes false."""
         try:
             status, stdout, stderr = self.process(json.dumps(job).encode() + b"\n" + text, wanted)
         except OSError as error:
@@ -66,7 +66,7 @@ class Workers:
                 [sys.executable, "-c", START.format(path=ascii(self.path))], env=self.environment,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             self.running.add(process)
-        stdin, process.stdin = process.stdin, None    # communicate would close it and end the run
+        stdin, process.stdin = process.stdin, None    # else communicate closes it: the run ends
         try:
             with suppress(OSError):                   # if it has died, its exit status says how
                 stdin.write(given)
@@ -100,7 +100,7 @@ def failed(job, reason):
 def main():
     """Reads the job, trains, writes the record."""
     channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)                                     # what others print is not the record
+    os.dup2(2, 1)                                     # what anything else prints goes to stderr
     from pathlib import Path
 
     from . import data
@@ -115,13 +115,13 @@ def main():
     if config.key(corpus.digest) != job["key"]:
         raise ValueError("the text has changed since the sweep began")
     record, *_ = train(config, corpus, job["checkpoint"] and Path(job["checkpoint"]),
-                       job["resume"], final_checkpoint=False, progress=False)
+                       job["resume"], final_checkpoint=False, shown=False)
     channel.write("\n" + json.dumps(record) + "\n")   # on a line of its own
     channel.flush()
 
 
 def end_with_the_parent():
-    """Ends this process when its parent has died, which closes our standard input."""
+    """Ends this process when its parent dies, because our standard input is then closed."""
     while os.read(0, 1024):
         pass
     os._exit(1)
