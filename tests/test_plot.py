@@ -101,7 +101,7 @@ def test_a_panel_without_a_common_lr_has_its_own_axis(drawn):
 
 
 def test_a_figure_without_any_loss_is_refused_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match="nothing to plot"):
+    with pytest.raises(ValueError, match="choose smaller ones to plot"):
         plot.loss_against_lr("width", {"mup": {64: curve({-8: None})}}, tmp_path / "plot.png")
 
 

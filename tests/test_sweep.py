@@ -659,7 +659,7 @@ def test_the_progress_has_running_done_failed_speed_and_time_left(tmp_path, caps
     state.counts.update(done=2, diverged=1, failed=1)
     state.left -= 4 * plan.work(long)        # 6 of 18 parts are left
     state.start -= 120                       # four runs in two minutes
-    state.told -= 61
+    state.shown_at -= 61
     state.show(2)
     said = capsys.readouterr().err
     assert "2 running, 3 done, 1 failed, 2 runs/min, 1 min left" in said

@@ -36,10 +36,8 @@ def curves(records):
     The runs of a group differ in size, lr and seed only.
     """
     configs = [record["config"] for record in records]
-    varying = [f for f, value in configs[0].items()
-               if [c[f] for c in configs].count(value) < len(configs)]
-    size = next((f for f in SIZES if f in varying), "width")
-    named = group_fields(configs, size, [f for f in varying if f not in (size, "lr", "seed")])
+    size = next((f for f in SIZES if len({c.get(f) for c in configs}) > 1), "width")
+    named = group_fields(configs, size)
     table = {}
     for record in records:
         c = record["config"]
@@ -52,14 +50,15 @@ def curves(records):
                   for label, by_size in table.items()}
 
 
-def group_fields(configs, size, varying):
-    """The varying fields that tell the groups apart.
+def group_fields(configs, size):
+    """The fields that tell groups of runs apart: those that vary, besides size, lr and seed.
 
     A field is left out if the size and the fields before it fix its value, as for some defaults.
     """
     def distinct(names):
         return len({json.dumps([c[f] for f in names]) for c in configs})   # betas are a list
-    named = []
+    named, varying = [], [f for f, value in configs[0].items() if f not in (size, "lr", "seed")
+                          and [c[f] for c in configs].count(value) < len(configs)]
     for field in sorted(varying, key=lambda f: f not in LABELS):
         if distinct([size, *named, field]) > distinct([size, *named]):
             named.append(field)

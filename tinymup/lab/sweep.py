@@ -11,14 +11,12 @@ from contextlib import closing, suppress
 import numpy
 from tqdm import tqdm
 
-from . import plan
+from . import optimum, plan
 from .cluster import Cluster
-from .config import FIELDS, changed, complete, flag, normalised, same_program, spelled, unused
+from .config import changed, complete, flag, normalised, same_program, spelled, unused
 from .results import finished
 from .terminal import say, watched
 from .worker import Workers
-
-TOLD = "param", "optimizer", "width", "lr", "seed"   # of every run, in the line that it ends with
 
 
 def grid(base, axes):
@@ -75,15 +73,14 @@ class Sweep:
     Only the thread that calls `train` writes to the results file.
     """
 
-    def __init__(self, todo, results, shown):
-        self.todo, self.results, self.shown = todo, results, shown    # todo: key → config
+    def __init__(self, todo, results, shown, told=()):
+        self.todo, self.results = todo, results                       # todo: key → config
+        self.shown, self.told = shown, told                           # told: see `described`
         self.waiting, self.submitted = collections.deque(todo), {}    # keys; future → key
         self.records, self.warned = {}, set()
         self.counts = dict.fromkeys(("done", "diverged", "failed"), 0)
         self.left = self.total = sum(map(plan.work, todo.values()))
-        self.varying = [name for name in FIELDS if name not in TOLD
-                        and len({vars(c)[name] for c in todo.values()}) > 1]
-        self.start = self.told = time.monotonic()
+        self.start = self.shown_at = time.monotonic()
         self.bar = tqdm(total=len(todo), unit="run", disable=not (shown and watched()))
 
     def train(self, executor, resume):
@@ -126,7 +123,7 @@ class Sweep:
                 self.results.path.with_name(f"{key}.npz").unlink(missing_ok=True)
         self.counts[record["status"]] += 1
         self.left -= plan.work(self.todo[key])
-        self.tell(described(self.todo[key], record, self.varying))
+        self.tell(described(self.todo[key], record, self.told))
         for warning in [*warnings, *differences(record)]:
             kind = warning.split(":")[1]
             if kind not in self.warned:
@@ -149,8 +146,8 @@ class Sweep:
                   f"{60 * ended / (now - self.start):.3g} runs/min, {left / 60:.0f} min left")
         self.bar.set_postfix_str(status, refresh=False)
         self.bar.update()
-        if self.bar.disable and now - self.told > 60:
-            self.told = now
+        if self.bar.disable and now - self.shown_at > 60:
+            self.shown_at = now
             self.tell(status)
 
 
@@ -184,7 +181,9 @@ def run_all(configs, corpus, results, jobs=1, resume=False, shown=True, cluster=
             if key == first[programs[key]] and programs[key] not in known}
     if todo:
         executor = Cluster(cluster, corpus, configs[0].device == "gpu") if cluster else Local(jobs)
-        sweep = Sweep(todo, results, shown)
+        more = [field for field in optimum.group_fields([*map(vars, configs)], "width")
+                if field not in ("param", "optimizer")]
+        sweep = Sweep(todo, results, shown, more)
         with closing(executor), sweep.bar:
             if shown:
                 say(plan.announcement(len(wanted), len(wanted) - len(missing), list(todo.values()),
@@ -203,10 +202,10 @@ def run_all(configs, corpus, results, jobs=1, resume=False, shown=True, cluster=
     return [records[key] | {"config": vars(config)} for key, config in wanted.items()]
 
 
-def described(config, record, varying):
-    """A run that has ended, in one line. varying: names of other options to tell."""
+def described(config, record, more=()):
+    """A run that has ended, in one line. more: fields to name besides those of every run."""
     outcome = (f"loss {record['loss']:.4f}" if record["status"] == "done"
                else record["status"] + " " + record.get("reason", ""))
     return (f"{config.param:10} {config.optimizer:6} width {config.width:5d} "
             f"lr 2^{math.log2(config.lr):<6.3g} seed {config.seed}   "
-            + "".join(f"{name} {spelled(vars(config)[name])}   " for name in varying) + outcome)
+            + "".join(f"{name} {spelled(vars(config)[name])}   " for name in more) + outcome)
