@@ -9,12 +9,12 @@ Where they are installed, torch.compile and JAX under jit run beside it. Nothing
 
 The second claim depends on the BLAS that each library brings: PyTorch's MKL is fast on Intel CPUs
 and slow on others. So each library also computes the step's products alone, with its own matrix
-product, and its share tells what its step adds to its own BLAS. The products are recorded from a
-real step: same shapes and dtype, contiguous inputs. The rivals do not compute the gradient of the
-embedding as a product, so that one is left out of theirs.
+product, and their share of its step tells what the step adds to them. The products are recorded
+from a real step, with its shapes and dtype, but of contiguous arrays. The rivals do not compute the
+gradient of the embedding as a product, so that one is left out of theirs.
 
-All that is compared runs in turns, and a number is the median of the turns, so another program on
-the machine slows all alike. Writes results/benchmark.csv and results/benchmark_muon.csv, with _gpu
+All that is compared runs in turns, so another program on the machine slows all alike. A number is
+the median of the turns. Writes results/benchmark.csv and results/benchmark_muon.csv, with _gpu
 in their names if they are of a GPU.
 """
 import argparse

@@ -199,8 +199,8 @@ def verdicts(rows):
              if row["library"] == RIVALS["torch"].name}
     if eager:
         faster = [width for width, ratio in eager.items() if ratio < 1]
-        yield (f"PyTorch eager takes {min(eager.values()):.2f} to {max(eager.values()):.2f} of "
-               "tinymup's time: " + (f"refuted at width {', '.join(map(str, faster))}" if faster
+        yield (f"PyTorch eager takes {min(eager.values()):.2f} to {max(eager.values()):.2f} times "
+               "as long as tinymup: " + (f"refuted at width {', '.join(map(str, faster))}" if faster
                                      else "the claim that it is slower is not refuted"))
 
 

@@ -8,10 +8,10 @@
     OMP_NUM_THREADS=1 python experiments/conformance.py
 
 The fourth line is what mup and unit-scaling import. Each package trains the same weights with the
-same gradients for five steps in float64. Its rule is the one of tinymup whose weights come nearest
-to the package's with "the line", a change to the package or to its call; where there is no line, to
-the package as shipped. Both differences are to this rule. A package that is not installed gets one
-row that says so. Writes results/conformance.csv and prints it as Markdown.
+same gradients for five steps in float64. A "line" is a change to the package or to its call. A
+package's rule is the one of tinymup that is nearest to it with its line, or as shipped if it has
+none. Both differences are to this rule. A package that is not installed gets one row that says so.
+Writes results/conformance.csv and prints it as Markdown.
 """
 import csv
 import importlib.metadata
@@ -56,7 +56,7 @@ class Line(NamedTuple):
     name: str
     rule: str                # of tinymup, and what the package does otherwise
     shipped: str             # difference of the package as shipped
-    line: str                # that makes it agree
+    line: str                # that makes it agree, or comes nearest to that
     with_line: str           # difference with it
     why: str                 # why no line makes it agree, or a remark
 

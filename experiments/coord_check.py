@@ -2,8 +2,9 @@
 
     python experiments/coord_check.py
 
-Activations and their changes must not depend on the width, and the spectral norm of a weight's
-change must follow √(fan_out/fan_in), both to within the tolerance in tinymup/lab/coord_check.py.
+Activations and their changes must not depend on the width, but logits and their changes may shrink
+by up to 1/√width. The spectral norm of a weight's change must follow √(fan_out/fan_in). All this is
+meant to within the tolerance in tinymup/lab/coord_check.py, which gives the reasons.
 The rival is SP, under which many of them grow. Refuted by: a verdict other than FAIL for SP and
 PASS for μP.
 
@@ -47,7 +48,7 @@ def measure(widths, seeds, steps):
 
 
 def measurements(rows):
-    """{param: [`Measurement`, …]} of a CSV. The seed is that of the mean: 0 for all."""
+    """{param: [`Measurement`, …]} of a CSV. A mean over seeds has seed 0."""
     found = {}
     for row in rows:
         sizes = [float(row[size]) if row[size] else None for size in COLUMNS[-3:]]
@@ -92,7 +93,7 @@ def role(name):
 
 
 def draw(found):
-    """figures/coord_check.png: Δx and ΔW at the first and the last step, over theory's width^s."""
+    """figures/coord_check.png: Δx, and ΔW over theory's width^s, after the first and last step."""
     steps, widths = [1, STEPS], sorted({m.width for m in next(iter(found.values()))})
     columns = [(quantity, step) for quantity in ("Δx", "ΔW") for step in steps]
     figure, axes = plot.plt.subplots(len(found), len(columns), sharex=True, sharey=True,

@@ -3,11 +3,11 @@
     python experiments/corpora.py --jobs 2 prose=tinyshakespeare.txt 'C=/usr/include/linux/*.h'
 
 Each NAME=PATHS is a text, as `--data` takes it; its digest is in the first line of its CSV. Widths
-64 to 256, two seeds. lr_transfer.py has the same grid on Python source.
+64 to 256, two seeds. lr_transfer.py has these runs on Python source, among others.
 
 Refuted by: on one of the texts a drift of more than half an octave under μP, or of less than one
 octave under SP. The rival is SP with its lr divided by the width. It wins where its loss at width
-256, with the lr tuned at width 64, is below μP's.
+256, with the lr tuned at width 64, is as good as μP's.
 """
 import transfer  # first: it sets the path
 import tuned_small
@@ -29,8 +29,7 @@ def grids(paths):
 
 def report(found):
     """The tables of a text, its drifts, and its losses with the lr that is tuned at width 64."""
-    rules = {"SP": found["sp"], tuned_small.PER_WIDTH: found["sp"], "μP": found["mup"]}
-    return optimum.report("width", found) + "\n\n" + tuned_small.table(rules)
+    return optimum.report("width", found) + "\n\n" + tuned_small.beside(found["sp"], found["mup"])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ The rules are Depth-μP (branches weigh 1/√depth), CompleteP (1/depth) and u-�
 learning rates that belong to it. Refuted by: without a rule a drift of at most half an octave, or
 with one of the three a drift of more.
 
-The second claim: under CompleteP it stays too while the width grows with the depth, from 64 to 256.
+The second claim: under CompleteP it stays even if the width grows with the depth, from 64 to 256.
 Refuted by: a drift of more than half an octave from 2 blocks of width 64 to 32 of width 256.
 
 Few bytes per step: differences of some hundredths of a nat mean nothing here. The shallow networks
@@ -41,7 +41,10 @@ def grids():
 
 
 def labelled(records):
-    """The records under the names of their rules, in their order, with depth as the only size."""
+    """The records under the names of their rules, with depth as the only size.
+
+    In the order of NAMES. A rule that has run at one depth only is left out.
+    """
     found = []
     for name in NAMES:
         for record in records:

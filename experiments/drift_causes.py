@@ -3,14 +3,14 @@
     python experiments/drift_causes.py --jobs 2
 
 Under μP the best learning rate falls by 0.16 octaves from width 64 to 256 (lr_transfer.py, three
-seeds that agree within 0.04). Each suspect is taken away, one at a time, and the drift is measured
-again: without the readout's random start, which makes the logits shrink like 1/√width; without that
-of the queries; without both; without warm-up, or with a third of all steps; without the decay of
-the learning rate; with two heads at every width, instead of heads whose number grows; with four
-times as much text per step; and on a grid of half octaves, since the drift is less than its step.
+seeds that agree within 0.04). The drift is measured again after each of nine changes. The readout
+starts at 0, so its logits do not shrink like 1/√width; the queries do; both do. There is no
+warm-up; the warm-up takes a third of all steps; the learning rate does not decay. There are two
+heads at every width, instead of more in a wider network; each step has four times as much text; the
+grid has half octaves, since the drift is less than its step.
 
-A suspect is guilty if the drift without it is at most half of 0.16. Refuted by: no guilty one. The
-rival is an acquittal: a drift that stays under every change belongs to the finite width itself.
+A change has found a cause if it halves the drift of 0.16. Refuted by: no such change, or several.
+The rival: the drift stays under every change, and so belongs to the finite width itself.
 """
 import transfer  # first: it sets the path
 from tinymup.lab import optimum, plot
@@ -39,7 +39,7 @@ def options(suspect, width):
 
 
 def grids():
-    """The runs, one list of grids per suspect. Those of plain μP are lr_transfer.csv's."""
+    """Half octaves of plain μP (its octaves are lr_transfer.csv's), then the grids per suspect."""
     plain = [(Config(), {"width": WIDTHS, "lr": BETWEEN, "seed": SEEDS})]
     return [plain, *([(Config(width=width, **options(suspect, width)), {"lr": LRS, "seed": SEEDS})
                       for width in WIDTHS] for suspect in SUSPECTS)]
@@ -86,8 +86,8 @@ def report(found):
                      + f"{moved.octaves:>+10.2f}{' ' if moved.exact else '?'}  "
                      + ", ".join(f"{octaves:+.2f}" for octaves in moved.by_seed))
     guilty = [name for name, octaves in drifts.items() if abs(octaves) <= abs(drifts["μP"]) / 2]
-    return "\n".join([*lines, f"halve the drift: {', '.join(guilty)}; not refuted" if guilty
-                      else "halve the drift: none; refuted"])
+    return "\n".join([*lines, f"halve the drift: {', '.join(guilty) or 'none'}; "
+                      + ("not refuted" if len(guilty) == 1 else "refuted")])
 
 
 def draw(found):

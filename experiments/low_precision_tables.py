@@ -4,10 +4,10 @@ import math
 import transfer  # first: it sets the path
 from tinymup.lab.plot import BLACK, BLUE, ORANGE, plt, save
 
-NAME, ENOUGH, ONE_SCALE = "low_precision", 0.02, 16              # nats; log2
+NAME, ENOUGH, ONE_SCALE = "low_precision", 0.02, 16      # ENOUGH in nats, ONE_SCALE in log2
 FORMATS = ["float", "bf16", "fp16", "fp8"]
 ROUNDED = {"noncritical": "query, key, value, up", "all": "all matrices"}   # in words
-# (width, blocks, steps), short runs first: log2 of the loss scales. u-μP's range may go below 1.
+# (width, blocks, steps), short runs first: log2 of the loss scales. Below 1 they are u-μP's only.
 SETTINGS = {(64, 2, 300): range(-8, 25, 4), (128, 2, 300): range(-8, 25, 4),
             (64, 8, 300): range(-8, 25, 4), (64, 2, 3000): range(0, 25, 8),
             (256, 2, 300): range(-8, 25, 8)}
@@ -125,8 +125,8 @@ def verdicts(losses):
                     if gap > ENOUGH]
             yield (f"{STYLES[param][0]} at loss scale 2^{scale}, {len(each)} cells: largest gap "
                    f"{max(each.values()):+.3f}; above {ENOUGH}: {'; '.join(over) or 'none'}")
-    gap = max(gaps(cells, "bf16").get(0, 0) for cells in losses.values())
-    yield f"bf16: largest gap {gap:+.3f}"
+    each = [gap[0] for cells in losses.values() if 0 in (gap := gaps(cells, "bf16"))]
+    yield f"bf16, {len(each)} of {len(losses)} cells: largest gap {max(each):+.3f}"
 
 
 def draw(losses):

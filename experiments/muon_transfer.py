@@ -6,18 +6,18 @@ Refuted by: a drift of more than half an octave, from width 64 to 1024 for the s
 64 to 512 for the others (one seed).
 
 The strongest rival is SP with Muon. SP and μP have the same cells for the hidden matrices, which
-Muon updates. They differ in the embedding and the readout, which AdamW updates. So what SP's curve
-does is the work of the spectral rule alone. The rest of μP's table is worth something here only if
-it lowers the drift or the loss at width 1024.
+Muon updates. They differ in the readout, which AdamW updates, and in the embedding's ε. So SP's
+curve shows the spectral rule alone. The rest of μP's table is worth something here only if it
+lowers the drift or the loss at width 1024.
 
 A step of Muon is C · s · O, with O orthogonal. The published choices of s are Keller Jordan's,
 Moonlight's, the spectral one, and none. The user gives η, the learning rate at the base width, and
-the table makes C from it, so that C · s grows as the spectral condition wants. So all four train
-the same family of networks. They differ in the s that each shape has at the base width: keller
-doubles the step of up-projections, spectral does too and halves that of down-projections.
+the table makes C from it, so that C · s grows as the spectral condition wants. So the four differ
+only in the s that each shape has at the base width: keller doubles the step of up-projections,
+spectral does too and halves that of down-projections.
 
-Who uses a rule without the table chooses C. It equals η for spectral, keller and none. Moonlight's
-s grows like √width, so the best C falls by half an octave per doubling: the last column shows it.
+Without the table one tunes C itself. It equals η for spectral, keller and none. Moonlight's s grows
+like √width, so the best C falls by half an octave per doubling more than η: see the last column.
 
 The ema and sum forms of momentum differ by a factor that Newton–Schulz divides out. So their losses
 must agree to rounding. Far above the best lr training is chaotic, and rounding alone makes two runs

@@ -7,10 +7,10 @@ Refuted by: no shorter Muon run whose held-out loss is as low as AdamW's after 3
 Both optimizers are tuned on a grid of learning rates, and both have weight decay, 2^-10 per step,
 near what what_transfers.py found best for AdamW. A point of a curve is the held-out loss of runs of
 that length, each with its own warm-up and decay, at the best lr for that length. Reading the steps
-off the training curve of one long run would be easier, and unfair: before its decay a run is far
-above what a run that ends there reaches. Of Muon only its own lr is tuned.
-The AdamW beside it (embedding, readout) keeps AdamW's default, 2^-7. A few hundred steps of a small
-network are not pretraining: the early phase is where Muon gains most.
+off the training curve of one long run would be easier, and unfair: before its lr has decayed, a run
+is far above one that ends at that step. Of Muon only its own lr is tuned. The AdamW beside it
+(embedding, readout) keeps AdamW's default, 2^-7. A few hundred steps of a small network are not
+pretraining.
 
 Published: 1.35 times as fast in the NanoGPT speedrun (github.com/KellerJordan/Muon), and 52 % of
 AdamW's training FLOPs (Moonlight, arXiv:2502.16982). Both are of far larger networks.
@@ -95,8 +95,8 @@ def needed(adamw, muon):
 def verdict(adamw, muon):
     """What the runs of one width say about the claim."""
     mean, each = needed(adamw, muon)
-    if mean is None:
-        return f"refuted: Muon does not reach AdamW's loss in {max(muon)} steps"
+    if mean is None or mean >= FULL:
+        return f"refuted: Muon does not reach AdamW's loss in less than {FULL} steps"
     at_most = "at most " if mean == min(muon) else ""
     reached = [n for n in each if n is not None]
     seeds = (f"seeds: {min(reached):.0f} to {max(reached):.0f}" if len(reached) == len(each) else

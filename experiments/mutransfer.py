@@ -1,4 +1,4 @@
-"""Claim: tuned at width 64 for 7 % of one large run's FLOPs, μP is as good at 1024 as tuned there.
+"""Claim: tuned at width 64 for 7 % of a large run's FLOPs, μP is as good at 1024 as if tuned there.
 
     python experiments/mutransfer.py --jobs 2
 
@@ -8,13 +8,15 @@ rate, init_scale, output_mult, attn_mult and embed_mult. u-μP has its own: of t
 its α's. The winner is trained once at width 1024. Everything is done three times, with a seed for
 the draws, the initial parameters and the batches.
 
-The rivals at about the same cost, none of them above the 1.07 runs of μTransfer:
+The rivals cost no more than μTransfer, which costs 1.07 runs at width 1024:
     SP default    AdamW's customary lr of 0.001, no search
     SP            the winner as it is
     SP·1/width    the winner with its lr divided by the growth of the width, 16
     direct        a search at width 1024 under SP: the budget allows one trial
-The oracle is the lr grid at width 1024 of lr_transfer.csv, all else at its defaults. It costs
-several runs. The rows "lr alone" are from that file too: the lr of the grid at width 64, six runs.
+    u-μP          its own winner
+An oracle, one for SP and one for μP, has the best lr of the grid at width 1024 in lr_transfer.csv,
+all else at its defaults. The rows "lr alone", which are no rivals, have the best lr of that file's
+six at width 64.
 
 Refuted by: a mean loss of μP more than 0.05 nats above the better of the two oracles, or above
 that of a rival.
@@ -147,7 +149,7 @@ def report(table, minutes):
         found["μP"] - oracle > ENOUGH)
     against += [f"{rule} is better by {found['μP'] - found[rule]:.3f}" for rule in RULES
                 if found[rule] < found["μP"]]
-    return "\n".join([*lines, "; ".join(["refuted", *against]) if against else "not refuted"])
+    return "\n".join([*lines, transfer.verdict(against)])
 
 
 def minutes_of(*tables):

@@ -2,7 +2,7 @@
 
     python experiments/newton_schulz.py
 
-Shows what becomes of any s in (0, 1] and of the singular values of a Gaussian matrix. Each set
+Shows what becomes of s from 10⁻⁴ to 1 and of the singular values of a Gaussian matrix. Each set
 takes its customary number of steps. Writes results/newton_schulz.csv, then
 figures/newton_schulz.png from that file alone.
 
@@ -10,18 +10,13 @@ Claim: all singular values above one hundredth of the Frobenius norm come out in
 tinymup/orthogonalize.py states for the set. A curve that leaves its interval right of 0.01 refutes
 this.
 """
-import csv
-import pathlib
-
 import numpy as np
-from polar_express import polynomial  # noqa: I001 (before tinymup: it sets the path)
-
+import transfer  # first of ours: it sets the path
+from polar_express import polynomial
 from tinymup.lab.plot import BLUE, plt
 from tinymup.orthogonalize import COEFFICIENTS, newton_schulz
 
-HERE = pathlib.Path(__file__).resolve().parent
 SEED, SIZE = 0, 256
-TABLE, FIGURE = HERE / "results" / "newton_schulz.csv", HERE / "figures" / "newton_schulz.png"
 
 
 def measure():
@@ -40,21 +35,17 @@ def measure():
 
 
 def write(rows):
-    """The table, with a first line that says how to make it."""
-    TABLE.parent.mkdir(exist_ok=True)
-    with TABLE.open("w", newline="") as file:
-        file.write(f"# python experiments/newton_schulz.py; seed {SEED}; float64; Gaussian "
-                   f"{SIZE}x{SIZE}; customary steps; s_in is divided by the Frobenius norm\n")
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["kind", "s_in", *COEFFICIENTS])
-        table.writerows([kind, *(f"{value:.6g}" for value in values)] for kind, *values in rows)
+    """Writes results/newton_schulz.csv."""
+    transfer.write("newton_schulz", f"python experiments/newton_schulz.py; commit "
+                   f"{transfer.commit()}; seed {SEED}; float64; Gaussian {SIZE}x{SIZE}; customary "
+                   "steps; s_in is divided by the Frobenius norm",
+                   ["kind", "s_in", *COEFFICIENTS],
+                   [[kind, *(f"{value:.6g}" for value in values)] for kind, *values in rows])
 
 
 def read():
     """{kind: {column: values}}"""
-    with TABLE.open() as file:
-        next(file)
-        rows = list(csv.DictReader(file))
+    rows = transfer.rows_of("newton_schulz")
     names = [name for name in rows[0] if name != "kind"]
     return {kind: {name: np.array([float(row[name]) for row in rows if row["kind"] == kind])
                    for name in names}
@@ -76,9 +67,9 @@ def draw_set(left, right, name, curve, gaussian):
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(False)
-    claimed = curve[name][curve["s_in"] >= 0.01]
-    left.set_title(f"{name}, {COEFFICIENTS[name].steps} steps: {claimed.min():.3f} to "
-                   f"{claimed.max():.3f}", loc="left", fontsize=9)
+    seen = curve[name][curve["s_in"] >= 0.01]
+    left.set_title(f"{name}, {COEFFICIENTS[name].steps} steps: {seen.min():.3f} to "
+                   f"{seen.max():.3f}", loc="left", fontsize=9)
 
 
 def draw(table):
@@ -101,11 +92,10 @@ def draw(table):
     figure.text(0.055, 0.927, "Line: the polynomial; numbers: its range right of 0.01. Grey: the "
                 f"singular values of a Gaussian {SIZE}×{SIZE} matrix; blue: what becomes of "
                 "them.", fontsize=8.5, color="0.3")
-    FIGURE.parent.mkdir(exist_ok=True)
-    figure.savefig(FIGURE, dpi=100)
+    figure.savefig(transfer.FIGURES / "newton_schulz.png", dpi=100)
 
 
 if __name__ == "__main__":
-    write(measure())
+    if not transfer.arguments(__doc__, jobs=False).redraw:
+        write(measure())
     draw(read())
-    print(TABLE.relative_to(HERE.parent), FIGURE.relative_to(HERE.parent))

@@ -1,11 +1,11 @@
-"""Claim: width 64 ranks random settings as width 512 does under μP, and worse so under SP.
+"""Claim: width 64 ranks random settings as width 512 does under μP; under SP and SP·1/width, worse.
 
     python experiments/rank_transfer.py --jobs 2
 
 The first 32 settings of mutransfer.py's searches, which draw the learning rate, init_scale,
-output_mult, attn_mult and embed_mult, are trained at width 512 too, each from its own seed. At
-width 64 SP and μP are one network; those losses are the searches' own. u-μP has its own settings.
-The rival is SP with its lr divided by the growth of the width, 8.
+output_mult, attn_mult and embed_mult, are trained at width 512 too, each from its own seed. The
+losses at width 64 are those of the searches: SP and μP are one network there. u-μP has its own
+settings. The rival is SP with its lr divided by the growth of the width, 8.
 
 ρ is Spearman's: the correlation of the ranks, with average ranks for ties. Runs that diverge share
 the worst rank. Beside it stands what the choice costs: the loss at 512 of the setting that is best
@@ -104,7 +104,7 @@ def report(table):
     against = [f"ρ of μP is below {ENOUGH}"] * (not found["μP"] >= ENOUGH)
     against += [f"ρ of {rule} is not below μP's" for rule in ("SP", "SP·1/width")
                 if not found[rule] < found["μP"]]
-    return "\n".join([*lines, "; ".join(["refuted", *against]) if against else "not refuted"])
+    return "\n".join([*lines, transfer.verdict(against)])
 
 
 def draw(table):

@@ -1,9 +1,9 @@
-"""The gallery's first figure: by how many octaves the best learning rate moves, in each experiment.
+"""The gallery's first figure: how far the best learning rate moves with width and with depth.
 
     python experiments/summary.py
 
-Reads the results of the other experiments and trains nothing. A drift of at most half an octave
-counts as "stays".
+Reads the results of lr_transfer, umup_transfer, muon_transfer and depth_transfer, and trains
+nothing. A drift of at most half an octave counts as "stays".
 """
 import math
 
@@ -15,7 +15,7 @@ from tinymup.lab.plot import BLUE, ORANGE, legend, plt, save
 
 
 def drifts():
-    """{experiment: {rule: `Movement`}}, the experiments and rules from top to bottom."""
+    """{range of sizes: {rule: `Movement`}}, both from top to bottom."""
     found = {}
     for name, by_width in tuned_small.groups().items():
         moved = movement(by_width)
@@ -40,7 +40,7 @@ def drifts():
 
 
 def draw(found):
-    """A row per rule: a dot at its drift, smaller ones at those of its seeds."""
+    """A row per rule: a dot at its drift, a bar at that of each seed."""
     rows = [(title, rule, moved) for title, rules in found.items()
             for rule, moved in rules.items() if moved.octaves is not None]
     figure, ax = plt.subplots(figsize=(8, 1.6 + 0.27 * (len(rows) + len(found))))
@@ -49,7 +49,7 @@ def draw(found):
     y, ticks, before = 0, {}, None
     for title, rule, moved in rows:
         if title != before:
-            ticks[y] = f"$\\bf{{{title.replace(' ', chr(92) + ' ')}}}$"
+            ticks[y] = r"$\bf{" + title.replace(" ", r"\ ") + "}$"
             before, y = title, y + 1
         color, marker = (BLUE, "o") if abs(moved.octaves) <= STAYS else (ORANGE, "s")
         ax.plot(moved.octaves, y, marker, color=color, markersize=8, markeredgecolor="black",
@@ -64,7 +64,7 @@ def draw(found):
     dot = {"marker": "o", "markersize": 8, "markeredgecolor": "black", "linestyle": ""}
     legend(figure, {"stays": dot | {"color": BLUE},
                     "moves or drifts": dot | {"marker": "s", "color": ORANGE},
-                    "an optimum at the edge of its grid (?)": dot | {"color": "white"},
+                    "an optimum at an edge or beside divergence (?)": dot | {"color": "white"},
                     "a seed": {"marker": "|", "color": "black", "markersize": 13, "linestyle": ""}})
     save(figure, FIGURES / "summary.png", "How far the best learning rate moves, "
          "by the mean of the seeds that all sizes share")

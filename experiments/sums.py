@@ -2,8 +2,8 @@
 
     python experiments/sums.py
 
-Draws figures/sums.png and prints the numbers. There is no claim to refute: the slopes are ½ by the
-central limit theorem, and 1 by counting.
+Draws figures/sums.png and prints the numbers. There is no claim to refute: the slopes are ½, since
+the variances of independent terms add, and 1 by counting.
 """
 import numpy as np
 from transfer import FIGURES  # noqa: I001 (first: it sets the path)
@@ -27,7 +27,7 @@ def measure(n, rng):
 
 
 def draw(table):
-    """One panel with both lines and their slopes."""
+    """One panel: both sums, and theory's slopes through the first point of each."""
     figure, ax = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
     for i, (name, marker, slope) in enumerate([("random terms, √fan_in", "o", 0.5),
                                                ("aligned terms, fan_in", "s", 1.0)]):

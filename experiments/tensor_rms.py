@@ -1,14 +1,14 @@
-"""Claim: under u-μP all operands of the products with weight matrices lie in FP8's normal range.
+"""Claim: under u-μP the RMS of every operand of a product with a weight is in FP8's normal range.
 
     python experiments/tensor_rms.py --jobs 2
 
-The RMS of each tensor counts, at every width, from the first step to the last: that of inputs and
-weights in the range of E4M3, that of the gradients that come in from above in the range of E5M2. At
-the start u-μP aims at 1. The rivals are SP and μP: their incoming gradients start near or below
-E5M2's smallest normal number, smaller in a wider network, and shrink in training.
+What counts is each tensor's RMS at steps 0, 30, 100 and 300: of activations and weights against the
+range of E4M3, of incoming gradients against that of E5M2. Single entries may lie outside. At the
+start u-μP aims at 1. The rivals are SP and μP: their incoming gradients start near or below E5M2's
+smallest normal number, smaller in a wider network, and shrink in training.
 
-Refuted by: an operand of a u-μP run outside the range of its format, or an SP or μP run all of
-whose incoming gradients lie inside.
+Refuted by: an operand of a u-μP run outside the range of its format, or an SP or μP run of whose
+incoming gradients half or more lie inside.
 """
 import math
 import multiprocessing
@@ -29,7 +29,7 @@ from tinymup.optim import Optimizer, schedule
 
 PARAMS, WIDTHS, STEPS, SEED = ("sp", "mup", "umup"), (64, 256), (0, 30, 100, 300), 0
 # Of a matrix: its input x, w, the incoming dy, dw, and what a step adds to w. The activations also
-# include those that enter no matrix, such as the logits.
+# include those that enter no matrix, such as the logits, but not the attention logits.
 GRADIENT = "output gradient"
 KINDS = ("activation", "weight", GRADIENT, "weight gradient", "update")
 LOOKS = [{"color": color, "marker": marker, "markersize": 3, "linestyle": ""}
@@ -142,8 +142,10 @@ def counts(found):
             umup += count * (param == "umup")
             cells.append(f"{kind} {count} of {len(sizes)} ({name})")
         yield f"{param:5} outside the normal range: " + ", ".join(cells)
-    inside = [f"{param} at width {width}" for param in PARAMS if param != "umup" for width in WIDTHS
-              if not any(outside(GRADIENT, found[param, width, t, GRADIENT]) for t in STEPS)]
+    def mostly_inside(param, width):
+        sizes = [size for t in STEPS for size in found[param, width, t, GRADIENT]]
+        return 2 * outside(GRADIENT, sizes) <= len(sizes)
+    inside = any(mostly_inside(param, width) for param in ("sp", "mup") for width in WIDTHS)
     yield "the claim is " + ("refuted" if umup or inside else "not refuted")
 
 

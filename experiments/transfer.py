@@ -1,6 +1,6 @@
 """What the experiments share: from a grid of runs to a small CSV, and from that file to a figure.
 
-Import it before numpy and tinymup: it sets the path and removes two variables that slow BLAS down.
+Import it before tinymup: it sets the path and removes two variables that slow BLAS down.
 """
 import argparse
 import csv
@@ -25,7 +25,7 @@ OUTCOME = ["status", "loss", "train_loss", "seconds"]      # the last columns of
 
 
 def parser(description, jobs=True, device=True):
-    """A parser with --redraw and, if the experiment has runs to put side by side, --jobs.
+    """A parser with --redraw and, if the experiment has runs to put side by side, --jobs, --device.
 
     device: whether these runs go through `finished_runs`, and so can use a GPU.
     """
@@ -54,7 +54,7 @@ def commit():
         name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True,
                               text=True, check=True).stdout.strip()
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode
-        return name + "+" * changed
+        return name + "+" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -63,7 +63,7 @@ def finished_runs(name, configs, flags, program=None):
     """(records of the configs, first line of their CSV). Runs kept in runs/NAME are not repeated.
 
     flags: those of `parser`. A run that was finished on another device counts as kept.
-    program: the experiment's file, if it is not NAME.py.
+    program: the experiment's name, if it is not NAME.
 
     Errors: exits if a run failed, since a table would show it as one that diverged.
     """
@@ -89,15 +89,15 @@ def finished_runs(name, configs, flags, program=None):
         versions = {r["versions"]["arrays"] for r in records if r["config"]["device"] == device}
         about.append(f"{library} {', '.join(sorted(versions))}")
     if old:
-        about.append(f"{old} of {len(configs)} runs kept from an earlier start")
+        about.append(f"{old} of {len(configs)} runs were there before, perhaps of another commit")
     return records, "; ".join(about)
 
 
 def train(name, grids, flags, program=None):
     """Trains all configs of grids, a list of (base config, axes), and writes results/NAME.csv.
 
-    The CSV has a column for each field of the config that varies, then `OUTCOME`: the status, the
-    held-out loss, the last point of the training curve, and the seconds.
+    The CSV has a column for each field that varies and for those in `ALWAYS`, then `OUTCOME`: the
+    status, the held-out loss, the last point of the training curve, and the seconds.
     """
     configs = list(dict.fromkeys(c for base, axes in grids for c in sweep.grid(base, axes)))
     records, about = finished_runs(name, configs, flags, program)
@@ -136,7 +136,7 @@ def write(name, about, columns, rows):
 def rows_of(name):
     """The rows of results/NAME.csv as dicts of strings. Errors: exits if there is no such file."""
     if not (RESULTS / f"{name}.csv").exists():
-        refuse(f"results/{name}.csv is missing: run {name}.py without --redraw first")
+        refuse(f"results/{name}.csv is missing: run its experiment without --redraw first")
     with open(RESULTS / f"{name}.csv") as file:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
@@ -150,7 +150,7 @@ def read(name):
 
 
 def typed(name, text):
-    """The value of a field of the config from its text in a CSV. An empty cell is None."""
+    """A number from its text in a CSV; None from an empty cell. Of other fields, the text."""
     kind = FIELDS[name].metadata["kind"]
     return None if text == "" else kind(text) if kind in (int, float) else text
 
@@ -158,6 +158,11 @@ def typed(name, text):
 def best_point(points):
     """The point of a curve with the lowest loss."""
     return min((p for p in points if p.loss is not None), key=lambda p: p.loss)
+
+
+def verdict(against):
+    """What the claim comes to, given a list of what speaks against it."""
+    return "; ".join(["refuted", *against]) if against else "not refuted"
 
 
 def show(name, title, records):

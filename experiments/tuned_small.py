@@ -1,18 +1,20 @@
-"""Tuned at the smallest width, used at all others: the figure that lr_transfer.py draws second.
+"""Tuned at the smallest width, used at all others: table, verdict, and lr_transfer.py's figure.
 
-It reads lr_transfer.csv and, where there are such files, umup_transfer.csv and muon_transfer.csv.
-Each rule's learning rate is the best of its grid at the smallest width. It is then used unchanged;
-the rival "SP, lr ∝ 1/width" divides it by the width. The oracle is the best lr of each width's own
-grid. The lr is a point of the grid, not the vertex of a parabola, because it has to have been run.
+The figure reads lr_transfer.csv and, where there are such files, umup_transfer.csv and
+muon_transfer.csv. Each rule's learning rate is the best of its grid at the smallest width. It is
+then used unchanged; the rival SP·1/width divides it by the growth of the width. The oracle is the
+best lr of each width's own grid. The lr is a point of the grid, not the vertex of a parabola,
+because it has to have been run.
 """
 import math
 
 import umup_transfer  # first: it sets the path
-from transfer import FIGURES, RESULTS, best_point, read
-from tinymup.lab.optimum import curves
+import transfer
+from transfer import ALWAYS, FIGURES, RESULTS, best_point, read
+from tinymup.lab.optimum import MOVES, STAYS, curves, in_words, movement
 from tinymup.lab.plot import BLACK, BLUE, ORANGE, PURPLE, SKY, legend, plt, save
 
-PER_WIDTH = "SP, lr ∝ 1/width"
+PER_WIDTH = "SP·1/width"
 LOOKS = {"SP": (BLACK, "o", "-"), PER_WIDTH: (ORANGE, "s", "--"), "μP": (BLUE, "^", "-"),
          "u-μP": (SKY, "D", "-."), "Muon": (PURPLE, "v", "-")}       # colour, marker, line
 
@@ -21,8 +23,7 @@ def groups():
     """{name of a rule: {width: [Point, …]}}, as far as there are results."""
     def of(name, kept):
         records = read(name) if (RESULTS / f"{name}.csv").exists() else []
-        fields = "param", "width", "lr", "seed"
-        found = [r | {"config": {f: r["config"][f] for f in fields}}
+        found = [r | {"config": {f: r["config"][f] for f in ALWAYS}}
                  for r in records if kept(r["config"])]
         return next(iter(curves(found)[1].values())) if found else None
 
@@ -37,7 +38,7 @@ def groups():
 
 
 def tuned(name, by_width):
-    """(lr tuned at the smallest width, {width: Point at the rule's lr there, None without one})."""
+    """(best lr at the smallest width, {width: the Point at the rule's lr, or None})"""
     base = min(by_width)
     lr = best_point(by_width[base]).lr
     return lr, {width: next((p for p in points if p.loss is not None and p.lr == (
@@ -60,6 +61,32 @@ def table(found):
             start = f"{math.log2(lr):g}" if row is used else ""
             lines.append(f"{label:17}{start:>8}" + "".join(f"{cell:>24}" for cell in cells))
     return "\n".join(lines)
+
+
+def beside(sp, mup):
+    """`table` and `verdict` of SP, its rival and μP, each {width: [Point, …]}."""
+    table_of_all = table({"SP": sp, PER_WIDTH: sp, "μP": mup})
+    return f"{table_of_all}\n{verdict({'SP': sp, 'μP': mup})}"
+
+
+def verdict(found):
+    """Whether SP's best lr moves and that of the others stays; who is ahead at the largest width.
+
+    found: {"SP", "μP" and others: {width: [Point, …]}}
+    """
+    against = []
+    for name, by_width in found.items():
+        moved = movement(by_width)
+        if moved.octaves is None:
+            against.append(f"{name} has no best lr")
+        elif moved.octaves > -MOVES if name == "SP" else abs(moved.octaves) > STAYS:
+            against.append(f"{name}'s best lr moves by {in_words(moved)}")
+    last = max(found["μP"])
+    ours, rival = (tuned(name, found[rule])[1][last].loss
+                   for name, rule in (("μP", "μP"), (PER_WIDTH, "SP")))
+    won = "wins" if rival <= ours else "loses"
+    return (f"{transfer.verdict(against)}; at width {last}, tuned at {min(found['μP'])}: μP "
+            f"{ours:.3f}, {PER_WIDTH} {rival:.3f}: the rival {won}")
 
 
 def draw():

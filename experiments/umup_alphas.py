@@ -2,15 +2,16 @@
 
     python experiments/umup_alphas.py --jobs 2
 
-This is the u-μP paper's independent search (arXiv:2407.17465, Sect. 4.3): with the learning rate
-fixed, each α is swept with the others at 1, and the best values are then used together. The sweeps
-at width 64 are those of umup_transfer.csv, which must exist. The same sweeps are run at width 256,
-and the tuned α's are trained at widths 64 to 512 with a grid of learning rates, one seed at 512.
+This is the u-μP paper's independent search (arXiv:2407.17465): with the learning rate fixed, each α
+is swept with the others at 1, and the best values are then used together. The sweeps at width 64
+are those of umup_transfer.csv, the rival is lr_transfer.csv's: both files must exist. The same
+sweeps are run at width 256, and the tuned α's are trained at widths 64 to 512 with a grid of
+learning rates, one seed at 512.
 
 Refuted by: an α whose value tuned at width 64 loses more than 0.05 nats to the best one at width
 256. The rivals are u-μP with all α's at 1 and μP with everything at 1, each with its lr tuned at
 width 64. The search has 21 trials of three seeds, and 5 for the lr. umup_rival.py is the fair
-comparison: it gives μP as many.
+comparison: it gives μP no fewer.
 """
 import math
 

@@ -5,13 +5,13 @@
 With 2 blocks, 300 steps and all multipliers at 1, u-μP ends about 0.1 nats above μP. The two differ
 in eight numbers, once u-μP's learning rate is divided by 64 (the base width). We take u-μP's
 resolved network, give one of these numbers μP's value, tune the lr again, and see how much of the
-gap closes. With all eight at once the network is μP, but for rounding and for Adam's ε, which
-checks that the list is complete. At width 64 we also go back: from all eight to all but one.
+gap closes. With all eight at once the network is μP, but for rounding and for Adam's ε: at width 64
+this checks that the list is complete. There we also go back, from all eight to all but one.
 
 The claim: of all single numbers, attention_out's factor, 3.9 under u-μP and 1 under μP, closes the
 largest part, at least half, at both widths. The rivals are the seven others, above all the
 readout's init (an eighth of μP's) and the embedding's lr (8 times μP's at width 64).
-Refuted by: a number that closes more at either width, or less than half.
+Refuted by: another number that closes more, or attention_out's less than half, at either width.
 """
 import math
 import multiprocessing
@@ -167,7 +167,7 @@ def report(found):
 
 
 def verdicts(found):
-    """Whether the list is complete, and a sentence per width on the claim."""
+    """How far all eight numbers at once are from μP, and a sentence per width on the claim."""
     if ("all", WIDTHS[0]) in found:
         pairs = [(p.loss, q.loss) for p, q in zip(*(found[v, WIDTHS[0]] for v in ("all", "mup")))]
         most = max((abs(a - b) for a, b in pairs if None not in (a, b)), default=math.nan)

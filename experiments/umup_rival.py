@@ -2,10 +2,11 @@
 
     python experiments/umup_rival.py --jobs 2
 
-u-μP's α's are those of umup_alphas.py: each was swept alone at width 64, which are 21 trials, and
-the learning rate then has 5. μP's four multipliers are tuned in the same way, each on seven values,
-which are 25 trials, and 5 for the learning rate. Both are then trained at widths 64 to 1024 with a
-grid of learning rates, three seeds to width 256, one at 512 and 1024.
+u-μP's α's are those of umup_alphas.py: each swept alone at width 64 in 21 trials, then 5 learning
+rates. μP's four multipliers are tuned alike, on seven values each: 25 trials, then 5 learning
+rates. Both are trained to width 512 with a grid of learning rates, three seeds to width 256, and at
+1024 with the learning rate of width 64 and its neighbours. The runs of u-μP to 512 are those of
+umup_alphas.csv. umup_transfer.csv and lr_transfer.csv must exist, too.
 
 Refuted by: a width at which the tuned μP is as good as the tuned u-μP or better, each at the
 learning rate that is best for it at width 64.
@@ -45,10 +46,10 @@ def tuned(records):
 
 
 def train(flags):
-    """The search, then the tuned μP at other widths, then both at the largest width.
+    """The search, then the tuned μP at all widths but the largest, then both there.
 
     There the learning rate that is best at width 64 comes first, then its neighbours. The CSV is
-    written after each stage.
+    written after each stage but the search.
     """
     configs = list(dict.fromkeys(c for grid in searches() for c in sweep.grid(*grid)))
     found, _ = transfer.finished_runs("umup_rival", configs, flags)

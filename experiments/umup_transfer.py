@@ -3,8 +3,8 @@
     python experiments/umup_transfer.py --jobs 2
 
 Refuted by: a drift of more than half an octave; or one of the five α's whose best value in
-2^-2 … 2^2, with the others at 1, lowers the loss by more than 0.05 nats. The rivals are SP and μP,
-from lr_transfer.csv where there is one.
+2^-2 … 2^2, with the others at 1, lowers the loss by more than 0.05 nats. μP, from lr_transfer.csv
+where there is one, stands beside it.
 """
 import math
 
@@ -16,14 +16,14 @@ from tinymup.lab.plot import BLACK, BLUE, MARKERS, ORANGE, PURPLE, SKY
 ALPHAS = [name for name in FIELDS if name.startswith("alpha_")]
 WIDTHS, LRS, SEEDS = [64, 128, 256, 512, 1024], [2.0**e for e in range(-2, 2)], [0, 1, 2]
 ALPHA_WIDTH, ALPHA_LR, VALUES = 64, 1.0, [2.0**e for e in range(-2, 3)]
-ENOUGH = 0.05   # nats: a loss of 1 against the best value that refutes the claim
+ENOUGH = 0.05   # nats that an α of 1 may lose to the best value
 GRIDS = [(Config(param="umup"), {"width": WIDTHS, "lr": LRS, "seed": SEEDS}),
          *((Config(param="umup", width=ALPHA_WIDTH, lr=ALPHA_LR),
             {alpha: VALUES, "seed": SEEDS}) for alpha in ALPHAS)]
 
 
 def at_one(config, *but, names=ALPHAS):
-    """Whether all α's, or other multipliers, are 1 but those named in but."""
+    """Whether all multipliers in names are 1, those in but left aside."""
     return all(config[name] == 1 for name in names if name not in but)
 
 

@@ -1,4 +1,4 @@
-"""Claim: under μP the best value of every hyperparameter stays, whatever else is made larger.
+"""Claim: under μP the best lr stays when another size grows, the other best values with the width.
 
     python experiments/what_transfers.py --jobs 2
 
@@ -10,7 +10,8 @@ same network at width 64. Theory (Yang et al. 2022) makes no promise for weight 
 learning rate against batch, length and steps: there transfer is only observed.
 
 A drift alone says little where the loss hardly depends on a value. So each row has what the value
-tuned at the small size costs at the large one: the loss there above the best of the grid.
+tuned at the small size costs at the large one: the loss there above the best of the grid. Where
+all values of the grid cost less than 0.02 nats, a panel says nothing; the last line names those.
 
 Refuted by: under μP, a panel whose cost is above 0.02 nats, about what seeds differ by.
 
@@ -29,7 +30,8 @@ LRS = [2.0**e for e in range(-10, -4)]
 SIZES = {"batch": [4, 16, 64], "seq": [16, 64, 256], "steps": [75, 300, 1200],
          "head_dim": [16, 32, 64]}
 FACTORS = [2.0 ** (1.5 * i) for i in range(-2, 3)]
-# Panel: (field, values). λ of the two forms shrinks weights equally at width 64, where lr is 2^-7.
+# Panel: (field, values). λ of the two forms shrinks weights equally where --lr is 2^-7. Under μP it
+# is, at both widths, so both panels have the same runs; SP's tell the forms apart.
 TUNED = {**{name: (name, FACTORS)
             for name in ("output_mult", "attn_mult", "embed_mult", "init_scale")},
          "λ, independent": ("weight_decay", [2.0**e for e in range(-15, -5, 2)]),
@@ -94,7 +96,7 @@ def measured(records):
 
 
 def carried(curves, param):
-    """(best at the small size, at the large, both exact, cost of the small one's at the large)"""
+    """(log2 of the best at the small size, of that at the large, whether both are exact, cost)"""
     small, large = curves["mup", 0][1], curves[param, 2][1]
     first, last = optimum.optimum(small), optimum.optimum(large)
     tuned = transfer.best_point(small).lr
@@ -106,7 +108,7 @@ def report(found):
     """A row per panel: the best values as log2, drift and cost, under μP and SP; the verdict."""
     lines = [f"{'':16}{'small':>9}" + "".join(
         f"{name + ' large':>10}{'octaves':>9}{'cost':>7} " for name in NAMES.values())]
-    against = []
+    against, flat = [], []
     for name, curves in found.items():
         cells = []
         for param in NAMES:
@@ -114,14 +116,17 @@ def report(found):
                 first, last, exact, cost = carried(curves, param)
                 mark = " " if exact else "?"
                 cells.append(f"{last:>10.2f}{last - first:>+8.2f}{mark}{cost:>7.3f} ")
-                if param == "mup" and cost > ENOUGH:
-                    against.append(f"{name} costs {cost:.3f}")
+                if param == "mup":
+                    losses = [math.inf if p.loss is None else p.loss for p in curves[param, 2][1]]
+                    flat += [name] * (max(losses) - min(losses) < ENOUGH)
+                    against += [f"{name} costs {cost:.3f}"] * (cost > ENOUGH)
             else:
                 cells.append(" " * 27)
         lines.append(f"{name:16}{first:>9.2f}" + "".join(cells))
     lines.append("log2 of the best value; ?: at the edge of its grid, or beside divergence; cost: "
                  "nats that\nthe value tuned at the small size loses at the large one")
-    return "\n".join([*lines, "; ".join(["refuted", *against]) if against else "not refuted"])
+    return "\n".join([*lines, transfer.verdict(against), "under μP all values are as good: "
+                      + (", ".join(flat) or "nowhere")])
 
 
 def draw(found):

@@ -1,4 +1,4 @@
-"""Writes a case as the numbers that port.c reads: `python case_to_text.py tests/vectors/CASE.json`.
+"""Writes a case as the numbers that port.c reads: `python experiments/ports/case_to_text.py CASE`.
 
 Its lines: sizes; factors and settings; schedule; Newton–Schulz's coefficients; branches; for each
 parameter its name and numbers; the token ids of all steps.

@@ -1,6 +1,6 @@
 """tinymup in JAX and optax: python experiments/ports/port_jax.py tests/vectors/CASE.json MINE.json
 
-Computes a case's digests from its config and token ids, with the tables below.
+Computes a case's digests from its config, token ids and Newton–Schulz coefficients.
 Needs: pip install jax optax (written with jax 0.10.2 and optax 0.2.8, run on a CPU).
 Claims every training case. Not ops.json, formats.json and optimizers.json, and no option that no
 case uses: number formats, zero_readout, zero_query, tied matrices but μP's, u-μP of the MLP.
@@ -123,7 +123,7 @@ scaled.defvjp(lambda x, forward, backward: (forward * x, None), lambda _, b, __,
 
 
 def linear(p, rows, name, x):
-    """p holds A·w, and its gradient's factor. That of x is dx, where the chain rule has A."""
+    """p[name] is A·w and carries dw for its gradient. That of x gets dx in place of A."""
     x = scaled(x, 1.0, rows[name].dx / rows[name].y)
     return x @ p[name] + p.get(name + ".bias", 0.0)
 
@@ -230,7 +230,7 @@ def schedule(c, count):
 
 
 def optimizer_of(c, rows, orthogonalize):
-    """One chain per group of parameters. Decay stands after lr, since it is no part of it."""
+    """One chain per group of parameters. Decay comes after the lr, which must not multiply it."""
     def transform(group):
         momentum = optax.trace(c["momentum"] or 0.0, c["nesterov"])
         rule = {"sgd": [momentum], "adamw": [optax.scale_by_adam(*c["betas"], eps=group.eps)],
@@ -281,7 +281,8 @@ def run(case):
             params = qk_clip(params, seen, c)
         return params, state, {
             "activations": seen, "loss": loss, "gradients": grads, "after_first_step": params,
-            "effective_gradient_norm": norm,          # m starts at 0, and constants divide out:
+            "effective_gradient_norm": norm,
+            # m was 0 before the first step, so the update is proportional to the gradient.
             "orthogonalized": {name: orthogonalize(grads[name], rows[name].group.heads)
                                for name in case.get("orthogonalized", ())}}
 

@@ -82,7 +82,7 @@ def resolve(name, p, base_p, c):
     return kind, group, init * name.endswith("norm"), std, factors
 
 def unit_factors(name, y, fan_in, fan_out, c):
-    """u-μP's factors on y, dx, dw. dx = y where the input of a layer also flows past it."""
+    """u-μP's factors on y, dx, dw. dx = y but in gate, up, down (each has the other's), readout."""
     rows, inside = c.batch * c.seq, name.endswith((".gate", ".up", ".down", "output"))
     per_row = fan_in / (8 if c.model == "mlp" else 1) if name == "embedding" else 1.0
     return y, fan_out**-0.5 if inside else y, (per_row / rows)**0.5
