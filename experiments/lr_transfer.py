@@ -41,5 +41,6 @@ if __name__ == "__main__":
         train("lr_transfer", grids(SEEDS), flags)
     records = read("lr_transfer")
     show("lr_transfer", TITLE, records)
+    print("\n" + tuned_small.draw())
     found = curves(records)[1]
-    print(f"\n{tuned_small.draw()}\n{tuned_small.verdict({'SP': found['sp'], 'μP': found['mup']})}")
+    print(tuned_small.verdict_on_transfer({"SP": found["sp"], "μP": found["mup"]}))

@@ -25,7 +25,7 @@ differ: there nothing is claimed.
 """
 import math
 
-from transfer import FIGURES, arguments, read, train  # noqa: I001 (first: it sets the path)
+from transfer import FIGURES, arguments, curve, read, train  # noqa: I001 (first: it sets the path)
 
 from tinymup.lab import optimum, plot
 from tinymup.lab.config import Config, build, complete
@@ -79,7 +79,7 @@ def named_groups(records):
         name = c["muon_scale"] + ", SP" * (c["param"] == "sp")
         names.setdefault(name, []).append(record)
     order = sorted(names, key=lambda name: not name.startswith("spectral"))
-    return {name: next(iter(optimum.curves(names[name])[1].values())) for name in order}
+    return {name: curve(names[name]) for name in order}
 
 
 def drifts(groups):

@@ -155,6 +155,12 @@ def typed(name, text):
     return None if text == "" else kind(text) if kind in (int, float) else text
 
 
+def curve(records):
+    """{width: [Point, …]} of records that differ in width, lr and seed. Drops other fields."""
+    kept = [r | {"config": {f: r["config"][f] for f in ALWAYS}} for r in records]
+    return next(iter(optimum.curves(kept)[1].values()))
+
+
 def best_point(points):
     """The point of a curve with the lowest loss."""
     return min((p for p in points if p.loss is not None), key=lambda p: p.loss)

@@ -9,9 +9,8 @@ because it has to have been run.
 import math
 
 import umup_transfer  # first: it sets the path
-import transfer
-from transfer import ALWAYS, FIGURES, RESULTS, best_point, read
-from tinymup.lab.optimum import MOVES, STAYS, curves, in_words, movement
+from transfer import FIGURES, RESULTS, best_point, curve, read, verdict
+from tinymup.lab.optimum import MOVES, STAYS, in_words, movement
 from tinymup.lab.plot import BLACK, BLUE, ORANGE, PURPLE, SKY, legend, plt, save
 
 PER_WIDTH = "SP·1/width"
@@ -23,9 +22,8 @@ def groups():
     """{name of a rule: {width: [Point, …]}}, as far as there are results."""
     def of(name, kept):
         records = read(name) if (RESULTS / f"{name}.csv").exists() else []
-        found = [r | {"config": {f: r["config"][f] for f in ALWAYS}}
-                 for r in records if kept(r["config"])]
-        return next(iter(curves(found)[1].values())) if found else None
+        found = [r for r in records if kept(r["config"])]
+        return curve(found) if found else None
 
     def plain_muon(c):
         return c["muon_scale"] == "spectral" and c["momentum_form"] == "ema" and c["param"] == "mup"
@@ -64,12 +62,12 @@ def table(found):
 
 
 def beside(sp, mup):
-    """`table` and `verdict` of SP, its rival and μP, each {width: [Point, …]}."""
+    """`table` and verdict of SP, its rival and μP, each {width: [Point, …]}."""
     table_of_all = table({"SP": sp, PER_WIDTH: sp, "μP": mup})
-    return f"{table_of_all}\n{verdict({'SP': sp, 'μP': mup})}"
+    return f"{table_of_all}\n{verdict_on_transfer({'SP': sp, 'μP': mup})}"
 
 
-def verdict(found):
+def verdict_on_transfer(found):
     """Whether SP's best lr moves and that of the others stays; who is ahead at the largest width.
 
     found: {"SP", "μP" and others: {width: [Point, …]}}
@@ -85,7 +83,7 @@ def verdict(found):
     ours, rival = (tuned(name, found[rule])[1][last].loss
                    for name, rule in (("μP", "μP"), (PER_WIDTH, "SP")))
     won = "wins" if rival <= ours else "loses"
-    return (f"{transfer.verdict(against)}; at width {last}, tuned at {min(found['μP'])}: μP "
+    return (f"{verdict(against)}; at width {last}, tuned at {min(found['μP'])}: μP "
             f"{ours:.3f}, {PER_WIDTH} {rival:.3f}: the rival {won}")
 
 

@@ -49,10 +49,10 @@ def grids():
 def transfers(records):
     """{name: {width: [Point, …]}}: u-μP tuned and not, and μP."""
     chosen = tuned()
-    kept = [umup_transfer.strip(r) for r in records
+    kept = [r for r in records
             if all(r["config"][alpha] == value for alpha, value in chosen.items())]
     others = umup_transfer.transfers(transfer.read("umup_transfer"))
-    return {"u-μP, α tuned": next(iter(optimum.curves(kept)[1].values())),
+    return {"u-μP, α tuned": transfer.curve(kept),
             "u-μP": others["umup"], "μP": others["mup"]}
 
 

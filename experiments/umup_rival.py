@@ -69,10 +69,9 @@ def train(flags):
 def transfers(records):
     """{name: {width: [Point, …]}}: both tuned, and μP with everything at 1."""
     def curve(records, param, chosen):            # a CSV lacks an α that is 1 in all its runs
-        kept = [r | {"config": {f: r["config"][f] for f in ("param", "width", "lr", "seed")}}
-                for r in records if r["config"]["param"] == param
-                and all(r["config"].get(name, 1.0) == value for name, value in chosen.items())]
-        return next(iter(optimum.curves(kept)[1].values()))
+        return transfer.curve([
+            r for r in records if r["config"]["param"] == param
+            and all(r["config"].get(name, 1.0) == value for name, value in chosen.items())])
     alphas = umup_alphas.tuned()
     return {OURS: curve([*transfer.read("umup_alphas"), *records], "umup", alphas),
             RIVAL: curve(records, "mup", tuned(records)),

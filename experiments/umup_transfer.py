@@ -27,18 +27,12 @@ def at_one(config, *but, names=ALPHAS):
     return all(config[name] == 1 for name in names if name not in but)
 
 
-def strip(record):
-    """The record without its α's, so that they are no axis."""
-    return record | {"config": {f: v for f, v in record["config"].items() if f not in ALPHAS}}
-
-
 def transfers(records):
     """{parametrization: {width: [Point, …]}}: u-μP with all α's at 1, and its rivals."""
     groups = {}
     if (transfer.RESULTS / "lr_transfer.csv").exists():
         groups |= optimum.curves(transfer.read("lr_transfer"))[1]
-    plain = [strip(r) for r in records if at_one(r["config"])]
-    return groups | {"umup": next(iter(optimum.curves(plain)[1].values()))}
+    return groups | {"umup": transfer.curve([r for r in records if at_one(r["config"])])}
 
 
 def one_at_a_time(records, width=ALPHA_WIDTH, lr=ALPHA_LR, names=ALPHAS):
@@ -54,8 +48,8 @@ def one_at_a_time(records, width=ALPHA_WIDTH, lr=ALPHA_LR, names=ALPHAS):
             if at_one(r["config"], name, names=names):
                 by_value.setdefault(r["config"][name], {})[r["config"]["seed"]] = r["loss"]
         shared = set.intersection(*map(set, by_value.values()))     # like for like
-        points = [optimum.point(*item) for item in sorted(by_value.items())]
-        sweeps[name] = {p.lr: p.loss for p in optimum.of_seeds(points, shared)}
+        sweeps[name] = {value: optimum.point(value, {s: by_seed[s] for s in sorted(shared)}).loss
+                        for value, by_seed in sorted(by_value.items())}
     return sweeps
 
 

@@ -41,9 +41,8 @@ def groups(records):
         r for r in transfer.read("umup_transfer") if umup_transfer.at_one(r["config"])]
     kept = [r for r in records if r["config"]["seed"] == SEED
             and r["config"]["width"] in [*SMALL, *LARGE["sp"]]]
-    found = optimum.curves([r | {"config": {f: r["config"][f] for f in transfer.ALWAYS}}
-                            for r in kept])[1]
-    return {NAMES[rule]: found[rule] for rule in LARGE}
+    return {NAMES[rule]: transfer.curve([r for r in kept if r["config"]["param"] == rule])
+            for rule in LARGE}
 
 
 if __name__ == "__main__":
@@ -53,6 +52,6 @@ if __name__ == "__main__":
     found = groups(transfer.read("wide_transfer"))
     print(optimum.report("width", found) + "\n")
     print(tuned_small.table({"SP": found["SP"], tuned_small.PER_WIDTH: found["SP"], **found}))
-    print(tuned_small.verdict(found))
+    print(tuned_small.verdict_on_transfer(found))
     plot.loss_against_lr("width", found, transfer.FIGURES / "wide_transfer.png",
                          "300 steps of AdamW, one seed; widths 2048 and 4096 on a GPU")
