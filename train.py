@@ -10,7 +10,7 @@ from tinymup.backend import use  # noqa: E402
 from tinymup.lab import data, dump, optimum, plan, plot, run, sweep  # noqa: E402
 from tinymup.lab.config import GROUPS, same_program  # noqa: E402
 from tinymup.lab.flags import Parser, add_config, configs_of, numbers  # noqa: E402
-from tinymup.lab.results import Results  # noqa: E402
+from tinymup.lab.results import Results, finished  # noqa: E402
 from tinymup.lab.tables import TABLE_FORMATS, explain  # noqa: E402
 
 EXAMPLES = """Trains a network, or sweeps over widths and learning rates:
@@ -63,8 +63,9 @@ def parser():
 def single(config, corpus, results, resume):
     """Trains one run in this process and prints its losses and a sample of text."""
     key = config.key(corpus.digest)
-    known = sweep.known_runs(results.read())
-    record = known.get(key) or known.get(same_program(config).key(corpus.digest))
+    same = {key, same_program(config).key(corpus.digest)}         # one program under two names
+    record = next((r for name, r in results.read().items()
+                   if finished(r) and same & {name, r.get("program")}), None)
     if record:
         terminal.say(
             f"this run is in {results.path} already; choose another --out to train it again")

@@ -200,8 +200,9 @@ def verdicts(rows):
     if eager:
         faster = [width for width, ratio in eager.items() if ratio < 1]
         yield (f"PyTorch eager takes {min(eager.values()):.2f} to {max(eager.values()):.2f} times "
-               "as long as tinymup: " + (f"refuted at width {', '.join(map(str, faster))}" if faster
-                                     else "the claim that it is slower is not refuted"))
+               "as long as tinymup: "
+               + (f"refuted at width {', '.join(map(str, faster))}" if faster
+                  else "the claim that it is slower is not refuted"))
 
 
 def main(flags):

@@ -24,9 +24,17 @@ def corpus():
     return data.Corpus(text, text, "a few files of the standard library")
 
 
+def check(config, corpus, widths, seeds, steps):
+    """(measurements, slopes, whether all slopes pass) of a config at several widths."""
+    measured = coord_check.measure(config, corpus, widths, seeds, steps)
+    narrow, wide = (build(complete(replace(config, width=w))) for w in (min(widths), max(widths)))
+    slopes = coord_check.slopes(measured, coord_check.expected_slopes(narrow, wide))
+    return measured, slopes, all(slope.passes for slope in slopes)
+
+
 def failing(config, corpus, seeds=(0,), steps=3, widths=WIDTHS):
     """{(quantity, name): largest slope of those out of bounds}. Three steps are enough to fail."""
-    _, slopes, passed = coord_check.check(config, corpus, widths, seeds, steps)
+    _, slopes, passed = check(config, corpus, widths, seeds, steps)
     worst = {}
     for s in slopes:
         if not s.passes:
@@ -181,7 +189,7 @@ def test_the_aligned_part_of_the_logits_update_is_constant_and_the_rest_shrinks(
 def test_single_updates_of_sgd_depend_on_when_a_width_oscillates_and_their_sum_does_not(corpus):
     """Without warm-up the loss rises and falls, and the slope of ‖ΔW‖ of one step scatters."""
     config = replace(SGD, lr=2**-1, warmup=0)
-    measured, slopes, _ = coord_check.check(config, corpus, WIDTHS, **ALL_STEPS)
+    measured, slopes, _ = check(config, corpus, WIDTHS, **ALL_STEPS)
     sums = [s.slope for s in slopes if (s.quantity, s.name) == ("ΔW", "block0.down")]
     assert max(map(abs, sums)) < 0.25
     norms = {w: single_updates(replace(config, width=w), corpus) for w in WIDTHS}

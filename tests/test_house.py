@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 ENTRIES = ("__main__", "vectors")   # programs for `python -m`: they call a main of the lab
 CORE = [f for f in sorted(ROOT.glob("tinymup/*.py")) if f.stem not in ENTRIES]
 LAB = sorted(ROOT.glob("tinymup/lab/*.py"))
-PORTS = [f for f in LAB if f.stem in ("dump", "resolved", "vectors")]   # for ports
+PORTS = [f for f in LAB if f.stem in ("resolved", "vectors")]   # the numbers that ports compare
 PACKAGE = [*sorted(ROOT.rglob("tinymup/**/*.py")), ROOT / "train.py"]
 # The order that the README draws: a file of the core imports files of the lines above its own only.
 RANKS = re.search(r"```\n(backend .*?)```", (ROOT / "README.md").read_text(), re.S)[1]
@@ -124,8 +124,8 @@ def test_no_function_of_the_package_has_more_than_50_lines_and_no_file_more_than
 @pytest.mark.parametrize("files, most", [
     (CORE, 1700),
     ([f for f in CORE if f.stem not in ("unit_scaling", "number_formats")], 1300),
-    ([f for f in LAB if f not in PORTS], 2375),   # 1,500 is the aim
-    (PORTS, 275),
+    ([f for f in LAB if f not in PORTS], 2400),   # 1,500 is the aim
+    (PORTS, 250),
     ([ROOT / "train.py"], 200),
 ], ids=["core", "core without u-μP and number formats", "lab", "for ports", "train.py"])
 def test_the_parts_stay_small(files, most):

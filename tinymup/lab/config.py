@@ -130,7 +130,7 @@ class Config:
                                "before the optimizer", owner=ROUNDED)
     momentum: float = number(T, None, "of SGD and Muon", FRACTION, owner=MOMENTUM)
     nesterov: bool = switch(T, "momentum looks one step ahead", None, owner=MOMENTUM)
-    momentum_form: str = choice(T, "ema", "of Muon's momentum", ["ema", "sum"], owner=MUONS)
+    momentum_form: str = choice(T, "ema", "momentum of Muon", ["ema", "sum"], owner=MUONS)
     muon_scale: str = choice(T, "spectral", "shape factor of Muon's step", SHAPE_FACTORS,
                              owner=MUONS)
     muon_per_head: bool = switch(T, "queries, keys, values orthogonalised head by head",

@@ -19,7 +19,7 @@ import numpy
 
 from ..backend import to_device, to_host
 from . import data, run
-from .config import build, complete
+from .config import complete
 
 TOLERANCE = 0.25   # half of ½, the least by which a wrong exponent changes a slope
 
@@ -130,9 +130,8 @@ def expected_slopes(narrow, wide):
 
     Logits may have any slope from −½ to 0: they add an aligned part, whose size is constant, and a
     random part, which shrinks like 1/√width. At initialisation there is the random part alone. The
-    changes of logits have one too, since other tokens' gradients interfere; it is as large as the
-    aligned part where the width is near the vocabulary. Attention logits have these parts only if
-    the head grows with the width.
+    changes of logits have one too, since other tokens' gradients interfere; where the width is near
+    the vocabulary it is as large. Attention logits have these parts only if the heads grow.
 
     ΔW of a matrix changes like √(fan_out/fan_in). Under SGD a matrix without a width, such as the
     MLP's embedding, may have −½ to 0: like logits, its gradient is a sum over the width with a
@@ -148,14 +147,6 @@ def expected_slopes(narrow, wide):
             random = a.role == "scalar" and a.optimizer == "sgd"
             found["ΔW", a.name] = (slope - random / 2, slope)
     return found
-
-
-def check(config, corpus, widths, seeds=(0, 1, 2), steps=8):
-    """(measurements, slopes, whether all slopes pass) of a config at several widths."""
-    measurements = measure(config, corpus, widths, seeds, steps)
-    narrow, wide = (build(complete(replace(config, width=w))) for w in (min(widths), max(widths)))
-    found = slopes(measurements, expected_slopes(narrow, wide))
-    return measurements, found, all(slope.passes for slope in found)
 
 
 def report(found):

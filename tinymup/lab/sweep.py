@@ -73,9 +73,9 @@ class Sweep:
     Only the thread that calls `train` writes to the results file.
     """
 
-    def __init__(self, todo, results, shown, told=()):
-        self.todo, self.results = todo, results                       # todo: key → config
-        self.shown, self.told = shown, told                           # told: see `described`
+    def __init__(self, todo, results, shown, varying=()):
+        self.todo, self.results, self.shown = todo, results, shown    # todo: key → config
+        self.told = [f for f in varying if f not in ("param", "optimizer")]   # see `described`
         self.waiting, self.submitted = collections.deque(todo), {}    # keys; future → key
         self.records, self.warned = {}, set()
         self.counts = dict.fromkeys(("done", "diverged", "failed"), 0)
@@ -159,12 +159,6 @@ def differences(record):
             "differ (record: versions)" for name, version in here.items() if there[name] != version]
 
 
-def known_runs(records):
-    """{key: finished record}, also under the key of its program, which other configs may share."""
-    return {name: record for key, record in records.items() if finished(record)
-            for name in (record.get("program", key), key)}
-
-
 def run_all(configs, corpus, results, jobs=1, resume=False, shown=True, cluster=None):
     """Trains the runs that results lacks and returns the records of configs, in their order.
 
@@ -173,7 +167,7 @@ def run_all(configs, corpus, results, jobs=1, resume=False, shown=True, cluster=
     """
     wanted = {config.key(corpus.digest): config for config in configs}
     records = results.read()
-    known = known_runs(records)
+    known = {r.get("program", key): r for key, r in records.items() if finished(r)}
     missing = [key for key in wanted if not finished(records.get(key))]
     programs = {key: same_program(wanted[key]).key(corpus.digest) for key in missing}
     first = {programs[key]: key for key in reversed(missing)}      # program → its first key
@@ -181,9 +175,7 @@ def run_all(configs, corpus, results, jobs=1, resume=False, shown=True, cluster=
             if key == first[programs[key]] and programs[key] not in known}
     if todo:
         executor = Cluster(cluster, corpus, configs[0].device == "gpu") if cluster else Local(jobs)
-        more = [field for field in optimum.group_fields([*map(vars, configs)], "width")
-                if field not in ("param", "optimizer")]
-        sweep = Sweep(todo, results, shown, more)
+        sweep = Sweep(todo, results, shown, optimum.group_fields([*map(vars, configs)], "width"))
         with closing(executor), sweep.bar:
             if shown:
                 say(plan.announcement(len(wanted), len(wanted) - len(missing), list(todo.values()),
