@@ -3,7 +3,7 @@
     python experiments/umup_transfer.py --jobs 2
 
 Refuted by: a drift of more than half an octave; or one of the five α's whose best value in
-2^-3 … 2^3, with the others at 1, lowers the loss by more than 0.05 nats. μP, from lr_transfer.csv
+2^-3 … 2^4, with the others at 1, lowers the loss by more than 0.05 nats. μP, from lr_transfer.csv
 where there is one, stands beside it.
 """
 import math
@@ -15,7 +15,7 @@ from tinymup.lab.plot import BLACK, BLUE, MARKERS, ORANGE, PURPLE, SKY
 
 ALPHAS = [name for name in FIELDS if name.startswith("alpha_")]
 WIDTHS, LRS, SEEDS = [64, 128, 256, 512, 1024], [2.0**e for e in range(-2, 2)], [0, 1, 2]
-ALPHA_WIDTH, ALPHA_LR, VALUES = 64, 1.0, [2.0**e for e in range(-3, 4)]
+ALPHA_WIDTH, ALPHA_LR, VALUES = 64, 1.0, [2.0**e for e in range(-3, 5)]
 ENOUGH = 0.05   # nats that an α of 1 may lose to the best value
 GRIDS = [(Config(param="umup"), {"width": WIDTHS, "lr": LRS, "seed": SEEDS}),
          *((Config(param="umup", width=ALPHA_WIDTH, lr=ALPHA_LR),
