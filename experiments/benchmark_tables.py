@@ -1,7 +1,6 @@
 """The tables of benchmark.py: every library's step, Muon's part of a step, a step by operation."""
 import cProfile
 import collections
-import ctypes
 import os
 import pathlib
 import platform
@@ -10,7 +9,7 @@ import sys
 import time
 from dataclasses import replace
 
-from transfer import commit, write  # noqa: I001 (first: it sets the path)
+from transfer import commit, kernel, write  # noqa: I001 (first: it sets the path)
 
 import numpy
 from benchmark_rivals import RIVALS, installed
@@ -134,17 +133,6 @@ def profile(config, batch, repeats):
     seconds["everything else"] = whole - sum(seconds.values())
     return [{"width": config.width, "operation": name, "calls": calls[name], "ms": 1e3 * s,
              "share": s / whole} for name, s in seconds.most_common()]
-
-
-def kernel():
-    """The kernel that OpenBLAS picked for this CPU. NumPy's wheels carry it beside the package."""
-    for library in pathlib.Path(numpy.__file__).parent.parent.glob("numpy.libs/*openblas*"):
-        for symbol in ("scipy_openblas_get_corename64_", "scipy_openblas_get_corename"):
-            if hasattr(ctypes.CDLL(str(library)), symbol):
-                function = getattr(ctypes.CDLL(str(library)), symbol)
-                function.restype = ctypes.c_char_p
-                return function().decode()
-    return "unknown"
 
 
 def machine(flags, rivals):

@@ -34,27 +34,27 @@ SEED = 0
 def exponents(param, setting):
     """log2 of the learning rates: the float32 optimum of short runs of 2 blocks, its neighbours."""
     best = {"sp": -1 - int(math.log2(setting[0])), "mup": -7, "umup": 0}[param]
-    more = [best + 2] * (param == "sp" and setting[0] == 128)     # of seed 0, best + 1 is lowest
-    return [best - 1, best, best + 1, *more]
+    more = {("sp", (128, 2, 300)): [best + 2], ("sp", (256, 2, 300)): [best + 2],
+            ("umup", (64, 8, 300)): [best + 2], ("umup", (64, 2, 3000)): [best - 2]}
+    return sorted([best - 1, best, best + 1, *more.get((param, setting), [])])  # the best is inside
 
 
 def plain(setting):
     """Grids without a loss scale. The long, deep and wide settings have fewer formats."""
     for param in families(setting):
-        base, lrs = config(param, setting), [2.0**e for e in exponents(param, setting)]
+        lrs = [2.0**e for e in exponents(param, setting)]
         small = setting in ((64, 2, 300), (128, 2, 300))
         formats = FORMATS if small else FORMATS[::3] if setting[0] == 256 else FORMATS[:1]
-        yield base, {"lr": lrs, "matmul_format": formats}
-        if setting[0] == 256:
-            yield base, {"lr": lrs[1:2], "matmul_format": FORMATS[1:3]}
+        yield config(param, setting), {"lr": lrs, "matmul_format": formats}
 
 
 def scaled(setting, losses):
-    """Grids in FP8 with each loss scale, at the float32 optimum."""
+    """Grids at the float32 optimum: the wider formats, and FP8 with each loss scale."""
     for param in families(setting):
         scales = [2.0**e for e in SETTINGS[setting] if e >= 0 or param == "umup"]
-        yield (config(param, setting, lr=2.0**best_lr(losses[setting, param])),
-               {"matmul_format": FORMATS[-1:], "rounded": list(ROUNDED), "loss_scale": scales})
+        base = config(param, setting, lr=2.0**best_lr(losses[setting, param]))
+        yield base, {"matmul_format": FORMATS[1:3]}
+        yield base, {"matmul_format": FORMATS[-1:], "rounded": list(ROUNDED), "loss_scale": scales}
 
 
 def config(param, setting, **fields):

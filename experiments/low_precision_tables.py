@@ -125,8 +125,11 @@ def verdicts(losses):
                     if gap > ENOUGH]
             yield (f"{STYLES[param][0]} at loss scale 2^{scale}, {len(each)} cells: largest gap "
                    f"{max(each.values()):+.3f}; above {ENOUGH}: {'; '.join(over) or 'none'}")
-    each = [gap[0] for cells in losses.values() if 0 in (gap := gaps(cells, "bf16"))]
-    yield f"bf16, {len(each)} of {len(losses)} cells: largest gap {max(each):+.3f}"
+    each = {(words(s), name(param, s)): gap[0] for (s, param), cells in losses.items()
+            if 0 in (gap := gaps(cells, "bf16"))}
+    over = [f"{at} {family} {gap:+.3f}" for (at, family), gap in each.items() if gap > ENOUGH]
+    yield (f"bf16, {len(each)} of {len(losses)} cells: largest gap {max(each.values()):+.3f}; "
+           f"above {ENOUGH}: {'; '.join(over) or 'none'}")
 
 
 def draw(losses):
@@ -134,7 +137,7 @@ def draw(losses):
     settings = present(losses)
     rows = [rounded for rounded in ROUNDED
             if any(gaps(cells, rounded=rounded) for cells in losses.values())]
-    size = max(6.5, 0.9 + 2.5 * len(settings)), 0.6 + 2.5 * len(rows)
+    size = max(6.5, 0.9 + 1.8 * len(settings)), 1.0 + 2.3 * len(rows)
     figure, axes = plt.subplots(len(rows), len(settings), figsize=size, sharex=True, sharey=True,
                                 squeeze=False)
     finite = [gap for cells in losses.values() for rounded in ROUNDED
@@ -146,7 +149,7 @@ def draw(losses):
                 gap = gaps(losses[setting, param], rounded=rounded)
                 _, colour, style = STYLES[param]
                 ax.plot(list(gap), [min(g, top) for g in gap.values()], style, color=colour,
-                        markersize=5, linewidth=1.5, label=name(param, setting))
+                        markersize=4, linewidth=1.3, label=name(param, setting))
                 gone = [s for s, g in gap.items() if g == math.inf]
                 ax.plot(gone, [top] * len(gone), "x", color=colour, markersize=10)
             ax.axhspan(-ENOUGH, ENOUGH, color="gray", alpha=0.2, linewidth=0)

@@ -4,6 +4,7 @@ Import it before tinymup: it sets the path and removes two variables that slow B
 """
 import argparse
 import csv
+import ctypes
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 for pinned in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):   # they make OpenBLAS pick a slow kernel
     os.environ.pop(pinned, None)
 
+import numpy as np  # noqa: E402
 from tinymup.lab import data, optimum, plot, sweep  # noqa: E402
 from tinymup.lab.config import CHOICES, FIELDS, unused  # noqa: E402
 from tinymup.lab.results import Results, finished  # noqa: E402
@@ -59,9 +61,21 @@ def commit():
         return "unknown"
 
 
+def kernel():
+    """The kernel that OpenBLAS picked for this CPU. NumPy's wheels carry it beside the package."""
+    for library in Path(np.__file__).parent.parent.glob("numpy.libs/*openblas*"):
+        for symbol in ("scipy_openblas_get_corename64_", "scipy_openblas_get_corename"):
+            if hasattr(ctypes.CDLL(str(library)), symbol):
+                function = getattr(ctypes.CDLL(str(library)), symbol)
+                function.restype = ctypes.c_char_p
+                return function().decode()
+    return "unknown"
+
+
 def finished_runs(name, configs, flags, program=None):
     """(records of the configs, first line of their CSV). Runs kept in runs/NAME are not repeated.
 
+    A run that was interrupted continues from its checkpoint there.
     flags: those of `parser`. A run that was finished on another device counts as kept.
     program: the experiment's name, if it is not NAME.
 
@@ -76,20 +90,23 @@ def finished_runs(name, configs, flags, program=None):
         choices = [replace(config, device=device) for device in (flags.device, "cpu", "gpu")]
         return next((c for c in choices if finished(kept.get(c.key(corpus.digest)))), choices[0])
     configs = list(map(placed, configs))
-    old = sum(finished(kept.get(c.key(corpus.digest))) for c in configs)
+    keys = [c.key(corpus.digest) for c in configs]
+    old = sum(finished(kept.get(key)) or (results.path.parent / f"{key}.npz").exists()
+              for key in keys)
     about = [f"python experiments/{program or name}.py", f"commit {commit()}",
              f"corpus {corpus.digest}"]
-    records = sweep.run_all(configs, corpus, results, flags.jobs)
+    records = sweep.run_all(configs, corpus, results, flags.jobs, resume=True)
     failed = [r for r in records if not finished(r)]
     if failed:
         sys.exit(f"{len(failed)} of {len(records)} runs failed, the first with: "
                  f"{failed[0].get('reason')}; the same command tries them again")
     for device in sorted({config.device for config in configs}):
-        library = {"cpu": "numpy", "gpu": "on a GPU: cupy"}[device]
+        library = {"cpu": f"BLAS kernel {kernel()}; numpy", "gpu": "on a GPU: cupy"}[device]
         versions = {r["versions"]["arrays"] for r in records if r["config"]["device"] == device}
         about.append(f"{library} {', '.join(sorted(versions))}")
     if old:
-        about.append(f"{old} of {len(configs)} runs were there before, perhaps of another commit")
+        about.append(f"{old} of {len(configs)} runs were there before, in whole or in part, "
+                     "perhaps of another commit")
     return records, "; ".join(about)
 
 

@@ -11,11 +11,13 @@ learning rate against batch, length and steps: there transfer is only observed.
 
 A drift alone says little where the loss hardly depends on a value. So each row has what the value
 tuned at the small size costs at the large one: the loss there above the best of the grid. Where
-all values of the grid cost less than 0.02 nats, a panel says nothing; the last line names those.
+all values on one side of the best cost less than 0.02 nats, nothing is tested on that side; the
+last lines name those panels.
 
 Refuted by: under μP, a panel whose cost is above 0.02 nats, about what seeds differ by.
 
-One seed. The CSV is written panel by panel, and the same command goes on after an interruption.
+μP's multipliers have three seeds, since one chose a value that the others do not; all else has one.
+The CSV is written panel by panel, and the same command goes on after an interruption.
 """
 import math
 
@@ -32,8 +34,8 @@ SIZES = {"batch": [4, 16, 64], "seq": [16, 64, 256], "steps": [75, 300, 1200],
 FACTORS = [2.0 ** (1.5 * i) for i in range(-2, 3)]
 # Panel: (field, values). λ of the two forms shrinks weights equally where --lr is 2^-7. Under μP it
 # is, at both widths, so both panels have the same runs; SP's tell the forms apart.
-TUNED = {**{name: (name, FACTORS)
-            for name in ("output_mult", "attn_mult", "embed_mult", "init_scale")},
+MULTIPLIERS, SEEDS = ["output_mult", "attn_mult", "embed_mult", "init_scale"], [0, 1, 2]
+TUNED = {**{name: (name, FACTORS) for name in MULTIPLIERS},
          "λ, independent": ("weight_decay", [2.0**e for e in range(-15, -5, 2)]),
          "λ, coupled": ("weight_decay", [2.0**e for e in range(-8, 2, 2)]),
          "ε": ("eps", [1e-8 * 2.0**e for e in range(-6, 19, 6)]),
@@ -62,8 +64,10 @@ def panels():
 def train(flags):
     """Trains panel by panel. The CSV holds those that are finished."""
     grids = []
-    for curves in panels().values():
-        grids += [(Config(**fixed), {field: values}) for _, fixed, field, values in curves.values()]
+    for name, curves in panels().items():
+        for (param, _), (_, fixed, field, values) in curves.items():
+            seeds = SEEDS if name in MULTIPLIERS and param == "mup" else SEEDS[:1]
+            grids.append((Config(**fixed), {field: values, "seed": seeds}))
         transfer.train("what_transfers", grids, flags)
 
 
@@ -104,11 +108,19 @@ def carried(curves, param):
     return first.log2_lr, last.log2_lr, first.exact and last.exact, there - last.loss
 
 
+def sides(curve):
+    """What the values below and above the best one cost, 0 for the best itself."""
+    losses = [math.inf if p.loss is None else p.loss for p in curve]
+    best = losses.index(min(losses))
+    return {"low": [loss - losses[best] for loss in losses[:best + 1]],
+            "high": [loss - losses[best] for loss in losses[best:]]}
+
+
 def report(found):
     """A row per panel: the best values as log2, drift and cost, under μP and SP; the verdict."""
     lines = [f"{'':16}{'small':>9}" + "".join(
         f"{name + ' large':>10}{'octaves':>9}{'cost':>7} " for name in NAMES.values())]
-    against, flat = [], []
+    against, untested = [], {"low": [], "high": []}
     for name, curves in found.items():
         cells = []
         for param in NAMES:
@@ -117,16 +129,17 @@ def report(found):
                 mark = " " if exact else "?"
                 cells.append(f"{last:>10.2f}{last - first:>+8.2f}{mark}{cost:>7.3f} ")
                 if param == "mup":
-                    losses = [math.inf if p.loss is None else p.loss for p in curves[param, 2][1]]
-                    flat += [name] * (max(losses) - min(losses) < ENOUGH)
+                    for side, costs in sides(curves[param, 2][1]).items():
+                        untested[side] += [name] * (max(costs) < ENOUGH)
                     against += [f"{name} costs {cost:.3f}"] * (cost > ENOUGH)
             else:
                 cells.append(" " * 27)
         lines.append(f"{name:16}{first:>9.2f}" + "".join(cells))
     lines.append("log2 of the best value; ?: at the edge of its grid, or beside divergence; cost: "
                  "nats that\nthe value tuned at the small size loses at the large one")
-    return "\n".join([*lines, transfer.verdict(against), "under μP all values are as good: "
-                      + (", ".join(flat) or "nowhere")])
+    return "\n".join([*lines, transfer.verdict(against), *(
+        f"under μP no value too {side} for it is in the grid: {', '.join(names) or 'nowhere'}"
+        for side, names in untested.items())])
 
 
 def draw(found):
