@@ -24,7 +24,7 @@ from tinymup.backend import to_device, to_host
 from tinymup.lab import data, run
 from tinymup.lab.config import Config, complete
 from tinymup.lab.coord_check import TOLERANCE, sizes
-from tinymup.lab.plot import plt, save
+from tinymup.lab.plot import BLUE, ORANGE, plt, save
 
 EXPECTED, NAMES = {"ntk": -0.5, "mup": 0.0}, {"ntk": "NTK", "mup": "μP"}
 SEEDS, AFTER, LESS = [0, 1, 2], [1, 10, 100], 1 / 16
@@ -33,7 +33,7 @@ NETWORKS = {"MLP, SGD": (Config(model="mlp", optimizer="sgd"), "hidden1",
                          [64, 128, 256, 512, 1024, 2048]),
             "Transformer, AdamW": (Config(), "final_norm", [64, 128, 256, 512])}
 COLUMNS = ["network", "param", "width", "seed", "step", "features", "logits", "loss"]
-COLOURS = {"ntk": "#D55E00", "mup": "#0072B2"}
+COLOURS = {"ntk": ORANGE, "mup": BLUE}
 STYLES = {1: ("o", ":"), 10: ("s", "--"), 100: ("^", "-")}
 
 

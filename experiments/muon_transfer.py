@@ -18,7 +18,9 @@ only in the s that each shape has at the base width: keller doubles the step of 
 spectral does too and halves that of down-projections.
 
 Without the table one tunes C itself. It equals η for spectral, keller and none. Moonlight's s grows
-like √width, so the best C falls by half an octave per doubling more than η: see the last column.
+like √width, so the best C falls by half an octave per doubling more than η: see the last two
+columns. "loses" is what the C tuned at the smallest width costs at the largest. The runs have the
+table, so it is read from the curve of losses there, with straight lines between its points.
 
 The ema and sum forms of momentum differ by a factor that Newton–Schulz divides out. So their losses
 must agree to rounding. Far above the best lr training is chaotic, and rounding alone makes two runs
@@ -26,6 +28,7 @@ differ: there nothing is claimed.
 """
 import math
 
+import numpy as np
 import transfer  # first of ours: it sets the path
 import tuned_small
 from tinymup.lab import optimum, plot
@@ -95,21 +98,31 @@ def named_groups(records):
 
 def drifts(groups):
     """A line per group: s at the base, and how far the best η and the best C moved."""
-    lines = ["", f"{'':14}{'s at the base width':>28}{'':12}"
-                 f"{'octaves by which the best lr moves':>50}",
-             f"{'scale':14}{'square':>8}{'up':>8}{'down':>8}{'widths':>16}"
-             f"{'η, with the table':>26}{'C, the bare rule':>22}"]
+    lines = ["", f"{'':18}{'s at the base width':>24}{'':14}"
+                 f"{'octaves by which the best lr moves':>44}",
+             f"{'scale':18}{'square':>8}{'up':>8}{'down':>8}{'widths':>14}"
+             f"{'η, with the table':>22}{'C, the bare rule':>22}{'loses':>8}"]
     for name, by_width in groups.items():
         scale = name.split(",")[0]
         first, *_, last = by_width
         octaves, exact, *_ = optimum.movement(by_width)
+        grown = growth(scale, first, last)
         at_base = [hidden_rows(scale, 64)[row].shape_factor for row in ("query", "up", "down")]
         moved = ["none"] * 2 if octaves is None else [
-            f"{octaves:+.2f}", f"{octaves + growth(scale, first, last):+.2f}"]
-        lines.append(f"{name:14}" + "".join(f"{s:8.2f}" for s in at_base)
-                     + f"{f'{first} to {last}':>16}{moved[0]:>26}{moved[1]:>22}"
+            f"{octaves:+.2f}", f"{octaves + grown:+.2f}"]
+        lines.append(f"{name:18}" + "".join(f"{s:8.2f}" for s in at_base)
+                     + f"{f'{first} to {last}':>14}{moved[0]:>22}{moved[1]:>22}"
+                     + f"{loses(by_width[first], by_width[last], grown):>8.3f}"
                      + ("" if exact else "  (?)"))
     return "\n".join(lines)
+
+
+def loses(small, large, grown):
+    """Nats that the best C of the smallest width costs at the largest: there it is η · 2^-grown."""
+    lr = math.log2(transfer.best_point(small).lr) - grown
+    known = [p for p in large if p.loss is not None]
+    return float(np.interp(lr, [math.log2(p.lr) for p in known], [p.loss for p in known])
+                 ) - transfer.best_point(large).loss
 
 
 def verdict(groups):
@@ -124,7 +137,7 @@ def verdict(groups):
     lower = [what for what, better in (
         ("drift", abs(moves["spectral"].octaves) < abs(moves["spectral, SP"].octaves)),
         ("loss", ours.loss < rival.loss)) if better]
-    return (f"\noctaves per doubling: {', '.join(words.values())}\n"
+    return (f"octaves per doubling: {', '.join(words.values())}\n"
             f"beyond {BOUND:g}: {transfer.verdict(against)}\n"
             f"μP's table lowers {' and '.join(lower) or 'neither drift nor loss'}: at width "
             f"{LARGE[0]}, with the lr of {WIDTHS[0]}, {ours.loss:.3f} under μP, {rival.loss:.3f} "
@@ -158,7 +171,8 @@ def report(records):
     drawn = {f"Muon, {name}": by_width for name, by_width in groups.items() if name != "none"}
     plot.loss_against_lr("width", drawn, transfer.FIGURES / "muon_transfer.png", TITLE)
     print(drifts(groups))
-    print(verdict(groups))
+    both = {name: groups[name] for name in ("spectral", "spectral, SP")}
+    print(f"\n{tuned_small.table(both)}\n{verdict(groups)}")
     print(forms(records))
 
 

@@ -21,7 +21,7 @@ SEED, SIZE = 0, 256
 
 def measure():
     """Rows (kind, s in, s out of each set): "curve", of the polynomial, and "gaussian"."""
-    s = np.geomspace(1e-4, 1, 601)      # 0.01 is one of them
+    s = np.geomspace(1e-4, 1, 1201)     # 0.01 is one of them
     curves = [polynomial(s, coefficients=coefficients) for coefficients in COEFFICIENTS.values()]
     rows = [("curve", *values) for values in zip(s, *curves)]
 

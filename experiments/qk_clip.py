@@ -145,38 +145,44 @@ def report(runs):
 
 
 def draw(runs):
-    """A panel per learning rate: the largest logit of each head against the step."""
+    """A column per learning rate. The rows differ in the batch whose logits rescale the weights."""
     lrs = sorted({lr for lr, _ in runs})
-    figure, axes = plt.subplots(1, len(lrs), figsize=(0.6 + 4.3 * len(lrs), 4), sharex=True,
+    figure, axes = plt.subplots(2, len(lrs), figsize=(0.8 + 4.1 * len(lrs), 6.6), sharex=True,
                                 sharey=True, squeeze=False)
-    for ax, lr in zip(axes[0], lrs):
-        for (at, threshold), by_seed in runs.items():
-            if at == lr and not threshold.endswith(OWN):
-                draw_threshold(ax, threshold, by_seed)
-        ax.set_yscale("log")
-        ax.set_yticks(TICKS, list(map(str, TICKS)))
-        ax.set_yticks([], minor=True)
-        ax.set(title=f"lr 2^{math.log2(lr):g}", xlabel="step")
-        ax.legend()
-    drawn = [s for by_seed in runs.values() for heads in by_seed[min(by_seed)][1] for s in heads
-             if s < math.inf]
-    axes[0][0].set_ylim(max(1, 0.8 * min(drawn)), 1.25 * max(drawn))
-    axes[0][0].set_ylabel("largest attention logit of a head")
-    save(figure, FIGURES / "qk_clip.png", f"QK-Clip, width {WIDTH}: a line per head of one seed; "
-         f"held-out loss (nats per byte): mean of {len(SEEDS)} seeds")
+    for row, how, batch in zip(axes, ("", OWN), ("the batch before", "the batch itself")):
+        for ax, lr in zip(row, lrs):
+            for (at, threshold), by_seed in runs.items():
+                if at == lr and (threshold == "none" or threshold.endswith(OWN) == bool(how)):
+                    draw_threshold(ax, threshold.removesuffix(OWN), by_seed)
+            ax.set_title(f"lr 2^{math.log2(lr):g}, clipped by the logits of {batch}")
+            ax.legend(loc="lower right", fontsize=8)
+    axes[0][0].set_yscale("log")
+    axes[0][0].set_yticks(TICKS, list(map(str, TICKS)))
+    axes[0][0].set_yticks([], minor=True)
+    drawn = [s for by_seed in runs.values() for _, logits, _ in by_seed.values()
+             for heads in logits for s in heads if s < math.inf]
+    axes[0][0].set_ylim(0.3 * min(drawn), 1.25 * max(drawn))     # below the curves: the legends
+    for ax in axes[-1]:
+        ax.set_xlabel("step")
+    figure.supylabel("largest attention logit of a head (log scale)", fontsize=9)
+    save(figure, FIGURES / "qk_clip.png",
+         f"QK-Clip, width {WIDTH}. Line: the largest of all heads and {len(SEEDS)} seeds; band: "
+         "down to the smallest;\ndotted: the threshold; held-out loss in nats per byte: mean of "
+         "the seeds")
 
 
 def draw_threshold(ax, threshold, by_seed):
-    """A line per head of the first seed, and the threshold."""
+    """The largest logit of all heads and seeds, a band down to the smallest; the threshold."""
     losses = losses_of(by_seed)
     label = "Muon alone" if threshold == "none" else f"threshold {threshold}"
     label += (f": loss {statistics.mean(losses):.3f}" if len(losses) == len(by_seed)
               else f": {len(by_seed) - len(losses)} of {len(by_seed)} runs diverged")
-    steps, logits, _ = by_seed[min(by_seed)]
     color, style = LOOKS.get(threshold, ("black", "-."))
-    for i, head in enumerate(zip(*logits)):
-        ax.plot(steps, head, style, color=color, linewidth=1,
-                label=None if i else label)
+    at_step = [sum(seeds, []) for seeds in zip(*(logits for _, logits, _ in by_seed.values()))]
+    largest, smallest = list(map(max, at_step)), list(map(min, at_step))
+    steps = by_seed[min(by_seed)][0][:len(at_step)]    # a run that diverged may have fewer
+    ax.plot(steps, largest, style, color=color, linewidth=1.5, label=label)
+    ax.fill_between(steps, smallest, largest, color=color, alpha=0.2, linewidth=0)
     if threshold != "none":
         ax.axhline(float(threshold), color=color, linestyle=":", linewidth=2)
 

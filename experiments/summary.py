@@ -9,7 +9,7 @@ import math
 
 import depth_transfer  # first: it sets the path
 import tuned_small
-from transfer import FIGURES, RESULTS, read
+from transfer import FIGURES, RESULTS, curve, read
 from tinymup.lab.optimum import STAYS, curves, movement
 from tinymup.lab.plot import BLUE, ORANGE, legend, plt, save
 
@@ -26,8 +26,12 @@ def drifts():
         found.setdefault(f"width {min(by_width)} to {max(by_width)}", {})[
             name + ", spectral" * (name == "Muon")] = moved
     if (RESULTS / "muon_transfer.csv").exists():
-        others = [r for r in read("muon_transfer") if r["config"]["momentum_form"] == "ema"
-                  and r["config"]["param"] == "mup" and r["config"]["muon_scale"] != "spectral"]
+        records = [r for r in read("muon_transfer") if r["config"]["momentum_form"] == "ema"]
+        rival = curve([r for r in records if r["config"]["param"] == "sp"])
+        found.setdefault(f"width {min(rival)} to {max(rival)}", {})[
+            "Muon, spectral, under SP"] = movement(rival)
+        others = [r for r in records if r["config"]["param"] == "mup"
+                  and r["config"]["muon_scale"] != "spectral"]
         for label, by_width in curves(others)[1].items():
             found.setdefault(f"width {min(by_width)} to {max(by_width)}", {})[
                 label.replace("muon_scale", "Muon,")] = movement(by_width)

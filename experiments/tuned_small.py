@@ -7,6 +7,7 @@ best lr of each width's own grid. The lr is a point of the grid, not the vertex 
 because it has to have been run.
 """
 import math
+import statistics
 
 import umup_transfer  # first: it sets the path
 from transfer import FIGURES, RESULTS, best_point, curve, read, verdict
@@ -59,6 +60,29 @@ def table(found):
             start = f"{math.log2(lr):g}" if row is used else ""
             lines.append(f"{label:17}{start:>8}" + "".join(f"{cell:>24}" for cell in cells))
     return "\n".join(lines)
+
+
+def leads(found, ours):
+    """{rule: {width: how far ours is ahead of it}}, each at its lr of the smallest width.
+
+    In nats, the mean over the seeds that both have run: like for like.
+    """
+    used = {name: tuned(name, by_width)[1] for name, by_width in found.items()}
+    ahead = {name: {} for name in found if name != ours}
+    for name, by_width in ahead.items():
+        for width in sorted(used[ours].keys() & used[name].keys()):
+            if None not in (pair := (used[ours][width], used[name][width])):
+                own, other = (point.by_seed for point in pair)
+                by_width[width] = statistics.mean(
+                    other[seed] - own[seed] for seed in own.keys() & other.keys())
+    return ahead
+
+
+def told(ahead, ours):
+    """A line per rule of `leads`."""
+    return "\n".join(f"lead of {ours} over {name}: " + ", ".join(
+        f"{lead:+.3f} at {width}" for width, lead in by_width.items())
+        for name, by_width in ahead.items())
 
 
 def beside(sp, mup):

@@ -9,9 +9,9 @@ sweeps are run at width 256, and the tuned α's are trained at widths 64 to 512 
 learning rates, one seed at 512.
 
 Refuted by: an α whose value tuned at width 64 loses more than 0.05 nats to the best one at width
-256. The rivals are u-μP with all α's at 1 and μP with everything at 1, each with its lr tuned at
-width 64. The search has 21 trials of three seeds, and 5 for the lr. umup_rival.py is the fair
-comparison: it gives μP no fewer.
+256. The rivals are u-μP with all α's at 1, μP with everything at 1, and SP with its lr divided by
+the width, each with its lr tuned at width 64. The search has 36 trials of three seeds, and 5 for
+the lr. umup_rival.py gives μP a search, too.
 """
 import math
 
@@ -47,13 +47,13 @@ def grids():
 
 
 def transfers(records):
-    """{name: {width: [Point, …]}}: u-μP tuned and not, and μP."""
+    """{name: {width: [Point, …]}}: u-μP tuned and not, μP, and SP for SP·1/width."""
     chosen = tuned()
     kept = [r for r in records
             if all(r["config"][alpha] == value for alpha, value in chosen.items())]
     others = umup_transfer.transfers(transfer.read("umup_transfer"))
     return {"u-μP, α tuned": transfer.curve(kept),
-            "u-μP": others["umup"], "μP": others["mup"]}
+            "u-μP": others["umup"], "μP": others["mup"], tuned_small.PER_WIDTH: others["sp"]}
 
 
 def marked(value):
@@ -84,6 +84,9 @@ if __name__ == "__main__":
     records = transfer.read("umup_alphas")
     groups = transfers(records)
     print(optimum.report("width", {name: groups[name] for name in ["u-μP, α tuned"]}))
-    print(f"\n{tuned_small.table(groups)}\n\n{alphas(records)}")
+    ahead = tuned_small.leads(groups, "u-μP, α tuned")
+    print(f"\n{tuned_small.table(groups)}\n{tuned_small.told(ahead, 'u-μP, α tuned')}\n\n"
+          f"{alphas(records)}")
+    del groups[tuned_small.PER_WIDTH]            # SP's curves are those of lr_transfer.png
     plot.loss_against_lr("width", groups, transfer.FIGURES / "umup_alphas.png",
                          "300 steps of AdamW: mean and range of seeds")

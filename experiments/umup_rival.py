@@ -1,15 +1,18 @@
-"""Claim: with tuned α's u-μP is ahead of a μP that was tuned with as many trials.
+"""Claim: with tuned α's u-μP is ahead of a μP that was tuned alike, and of SP·1/width.
 
     python experiments/umup_rival.py --jobs 2
 
-u-μP's α's are those of umup_alphas.py: each swept alone at width 64 in 21 trials, then 5 learning
-rates. μP's four multipliers are tuned alike, on seven values each: 25 trials, then 5 learning
-rates. Both are trained to width 512 with a grid of learning rates, three seeds to width 256, and at
+u-μP's five α's are those of umup_alphas.py: each swept alone at width 64 on eight values, 36
+trials, then 5 learning rates. μP's four multipliers are tuned alike, on seven values, since none is
+best at an edge: 25 trials, then 5 learning rates. So u-μP has eleven trials more. Both are trained to width 512 with a grid of learning rates, three seeds to width 256, and at
 1024 with the learning rate of width 64 and its neighbours. The runs of u-μP to 512 are those of
 umup_alphas.csv. umup_transfer.csv and lr_transfer.csv must exist, too.
 
-Refuted by: a width at which the tuned μP is as good as the tuned u-μP or better, each at the
-learning rate that is best for it at width 64.
+The other rival has nothing to tune but its learning rate: SP, its lr divided by the width, from
+lr_transfer.csv.
+
+Refuted by: a width at which a rival is as good as the tuned u-μP or better, each at the learning
+rate that is best for it at width 64, on the seeds that both have.
 """
 import math
 
@@ -67,15 +70,16 @@ def train(flags):
 
 
 def transfers(records):
-    """{name: {width: [Point, …]}}: both tuned, and μP with everything at 1."""
+    """{name: {width: [Point, …]}}: both tuned, μP with everything at 1, and SP for SP·1/width."""
     def curve(records, param, chosen):            # a CSV lacks an α that is 1 in all its runs
         return transfer.curve([
             r for r in records if r["config"]["param"] == param
             and all(r["config"].get(name, 1.0) == value for name, value in chosen.items())])
     alphas = umup_alphas.tuned()
+    others = umup_transfer.transfers(transfer.read("umup_transfer"))
     return {OURS: curve([*transfer.read("umup_alphas"), *records], "umup", alphas),
             RIVAL: curve(records, "mup", tuned(records)),
-            "μP": umup_transfer.transfers(transfer.read("umup_transfer"))["mup"]}
+            "μP": others["mup"], tuned_small.PER_WIDTH: others["sp"]}
 
 
 def table(records):
@@ -90,13 +94,11 @@ def table(records):
 
 
 def verdict(groups):
-    """Where the tuned u-μP is not ahead of the tuned μP, each at the lr of width 64."""
-    ours, rival = (tuned_small.tuned(name, groups[name])[1] for name in (OURS, RIVAL))
-    lead = {width: rival[width].loss - ours[width].loss for width in ours}
-    behind = [str(width) for width, ahead in lead.items() if ahead <= 0]
-    return ("u-μP's lead over the tuned μP: "
-            + ", ".join(f"{ahead:+.3f} at {width}" for width, ahead in lead.items())
-            + "\n" + (f"refuted, at width {', '.join(behind)}" if behind else "not refuted"))
+    """The leads of the tuned u-μP, and where it is not ahead of a rival."""
+    ahead = tuned_small.leads(groups, OURS)
+    behind = [f"{name} at width {', '.join(widths)}" for name, by_width in ahead.items()
+              if (widths := [str(width) for width, lead in by_width.items() if lead <= 0])]
+    return f"{tuned_small.told(ahead, OURS)}\n{transfer.verdict(behind)}"
 
 
 if __name__ == "__main__":
@@ -105,6 +107,7 @@ if __name__ == "__main__":
         train(flags)
     records = transfer.read("umup_rival")
     groups = transfers(records)
-    print(f"{table(records)}\n\n{optimum.report('width', groups)}\n\n{tuned_small.table(groups)}\n"
+    own = {name: groups[name] for name in (OURS, RIVAL, "μP")}      # SP's is lr_transfer.py's
+    print(f"{table(records)}\n\n{optimum.report('width', own)}\n\n{tuned_small.table(groups)}\n"
           f"{verdict(groups)}")
-    plot.loss_against_lr("width", groups, transfer.FIGURES / "umup_rival.png", TITLE)
+    plot.loss_against_lr("width", own, transfer.FIGURES / "umup_rival.png", TITLE)

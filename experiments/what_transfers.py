@@ -23,9 +23,10 @@ import math
 
 import transfer  # first of ours: it sets the path
 from mutransfer import best_lr
+from PIL import Image
 from tinymup.lab import optimum
 from tinymup.lab.config import Config
-from tinymup.lab.plot import MARKERS, draw_curve, plt, save
+from tinymup.lab.plot import BLUE, MARKERS, ORANGE, SKY, draw_curve, legend, plt, save
 
 ENOUGH, LR = 0.02, 2.0**-7
 LRS = [2.0**e for e in range(-10, -4)]
@@ -42,8 +43,9 @@ TUNED = {**{name: (name, FACTORS) for name in MULTIPLIERS},
          "1 − β₂": ("betas", [(0.9, 1 - 0.01 * 4.0**i) for i in range(-2, 3)])}
 VARIED = {"param", "width", "lr", "decay_form", *SIZES, *(field for field, _ in TUNED.values())}
 NAMES = {"sp": "SP", "mup": "μP"}
-COLOURS = {("mup", 0): "#999999", ("mup", 1): "#56B4E9", ("mup", 2): "#0072B2",
-           ("sp", 2): "#D55E00"}
+LOOKS = {key: {"color": colour, "marker": marker, "markersize": 4} for key, colour, marker in zip(
+    [("mup", 0), ("mup", 1), ("mup", 2), ("sp", 2)], ["grey", SKY, BLUE, ORANGE], MARKERS)}
+TOPS = [0.2, 0.2, 0.1]   # of the rows of the figure, nats above the lowest point of a curve
 
 
 def panels():
@@ -143,29 +145,50 @@ def report(found):
 
 
 def draw(found):
-    """A panel per option, all with one loss axis."""
-    figure, axes = plt.subplots(3, 4, figsize=(8.6, 6), sharey=True)
-    best = [optimum.optimum(curve) for curves in found.values() for _, curve in curves.values()]
-    bottom, top = min(o.loss for o in best) - 0.05, max(o.loss for o in best) + 0.3
+    """A panel per option. What a value costs is told from the lowest point of its curve.
+
+    Losses themselves differ more from size to size than along a curve, and would flatten it.
+    """
+    figure, axes = plt.subplots(3, 4, figsize=(9.6, 7.2), sharey="row")
+    for row, top in zip(axes, TOPS):
+        row[0].set_ylim(-0.2 * top, top)
     for ax, (name, curves) in zip(axes.flat, found.items()):
-        for i, (key, (label, curve)) in enumerate(curves.items()):
-            look = {"color": COLOURS[key], "marker": MARKERS[i], "markersize": 3, "label": label}
-            draw_curve(ax, curve, look, 0.97 - 0.04 * i)
+        for i, (key, (_, curve)) in enumerate(curves.items()):
+            draw_curve(ax, above_lowest(curve), LOOKS[key], 0.97 - 0.04 * i)
+        for star in ax.lines:
+            if star.get_marker() == "*":
+                star.set_markersize(11)
+        ax.axhspan(0, ENOUGH, color="grey", alpha=0.2, linewidth=0)
         drifts = {param: carried(curves, param) for param in NAMES if (param, 2) in curves}
-        ax.set_title(f"{name}: " + ", ".join(
+        sizes = f"{name} {', '.join(map(str, SIZES[name]))}: " if name in SIZES else ""
+        ax.set_title(sizes + ", ".join(
             f"{NAMES[param]} {last - first:+.2f}" + ("" if exact else " (?)")
-            for param, (first, last, exact, _) in drifts.items()), fontsize=8)
-        ax.set_xlabel("log2 learning rate" if name in SIZES else f"log2 {name.split(',')[0]}")
-        ax.set_ylim(bottom, top)
+            for param, (first, last, exact, _) in drifts.items()), fontsize=9)
+        ax.set_xlabel("log2 learning rate" if name in SIZES else f"log2 {name}")
         ax.grid(False)
-        if name in SIZES or name == list(found)[-1]:      # the legend of all panels of widths
-            ax.legend(fontsize=8)
     for ax in axes.flat[len(found):]:
         ax.set_visible(False)
-    figure.supylabel("held-out loss, nats per byte", fontsize=9)
-    save(figure, transfer.FIGURES / "what_transfers.png",
-         "Drift of the best value in octaves, from the smallest size to the largest; one seed\n"
-         "hollow star, (?): at the edge of the grid or beside divergence")
+    figure.supylabel("held-out loss less the lowest of its curve, nats per byte\n"
+                     "(cut above; the last row is zoomed in)", fontsize=9)
+    names = "smallest size; width 64", "middle size", "largest size; width 256", "SP, width 256"
+    star = {"marker": "*", "markersize": 11, "markeredgecolor": "black", "linestyle": ""}
+    legend(figure, dict(zip(names, LOOKS.values())) | {
+        "best value (vertex)": star | {"color": "grey"},
+        "at an edge (?)": star | {"color": "white"},
+        f"within {ENOUGH} nats": {"color": "grey", "alpha": 0.2, "linewidth": 8}})
+    most = max(p.seeds for curves in found.values() for _, curve in curves.values() for p in curve)
+    path = transfer.FIGURES / "what_transfers.png"
+    save(figure, path, "Drift of the best value in octaves, from the smallest size to the largest; "
+         "one seed" + f" ({most} for μP's multipliers)" * (most > 1)
+         + "\n(?): an optimum at the edge of the grid or beside divergence")
+    Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)    # a third as large
+
+
+def above_lowest(curve):
+    """The points of a curve with their losses less its lowest."""
+    lowest = transfer.best_point(curve).loss
+    return [p if p.loss is None else p._replace(
+        loss=p.loss - lowest, low=p.low - lowest, high=p.high - lowest) for p in curve]
 
 
 if __name__ == "__main__":

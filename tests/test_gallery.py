@@ -36,19 +36,26 @@ def printed(tmp_path_factory):
 
 
 def blocks(name):
-    """The lines of the code blocks of an experiment's section, empty ones left out."""
+    """The code blocks of an experiment's section, as lists of lines, empty ones left out."""
     gallery = (ROOT / "experiments/README.md").read_text(encoding="utf-8")
     section, = [s for s in re.split(r"^## ", gallery, flags=re.M) if f"figures/{name}.png" in s]
-    return [line.rstrip() for block in re.findall(r"^```\n(.*?)^```", section, re.M | re.S)
-            for line in block.splitlines() if line]
+    return [[line.rstrip() for line in block.splitlines() if line]
+            for block in re.findall(r"^```\n(.*?)^```", section, re.M | re.S)]
+
+
+def missing(quoted, lines):
+    """The lines of a block that do not follow one another in a program's lines."""
+    rest = iter(lines)
+    return [line for line in quoted if line not in rest]      # `in` goes on where it has stopped
 
 
 @pytest.mark.parametrize("name", QUOTED)
 def test_a_block_of_the_gallery_is_output_of_its_program(name, printed):
-    quoted = blocks(name)
-    assert quoted and not [line for line in quoted if line not in printed[name]]
+    assert blocks(name) and not [missing(block, printed[name]) for block in blocks(name)
+                                 if missing(block, printed[name])]
 
 
-def test_an_edited_number_is_noticed(printed):
-    edited = blocks("lr_transfer")[1].replace("2^-12", "2^-13")
-    assert edited not in printed["lr_transfer"]
+def test_an_edited_number_and_swapped_lines_are_noticed(printed):
+    block = blocks("lr_transfer")[0]
+    assert missing([line.replace("2^-12", "2^-13") for line in block], printed["lr_transfer"])
+    assert missing(block[:2][::-1], printed["lr_transfer"])
