@@ -4,9 +4,10 @@
 
 u-μP's five α's are those of umup_alphas.py: each swept alone at width 64 on eight values, 36
 trials, then 5 learning rates. μP's four multipliers are tuned alike, on seven values, since none is
-best at an edge: 25 trials, then 5 learning rates. So u-μP has eleven trials more. Both are trained to width 512 with a grid of learning rates, three seeds to width 256, and at
-1024 with the learning rate of width 64 and its neighbours. The runs of u-μP to 512 are those of
-umup_alphas.csv. umup_transfer.csv and lr_transfer.csv must exist, too.
+best at an edge: 25 trials, then 5 learning rates. So u-μP has eleven trials more. Both are trained
+to width 512 with a grid of learning rates, three seeds to width 256, and at 1024 with the learning
+rate of width 64 and its neighbours. The runs of u-μP to 512 are those of umup_alphas.csv.
+umup_transfer.csv and lr_transfer.csv must exist, too.
 
 The other rival has nothing to tune but its learning rate: SP, its lr divided by the width, from
 lr_transfer.csv.
