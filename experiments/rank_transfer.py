@@ -94,13 +94,12 @@ def spearman(x, y):
 
 def interval(rows, others=None, draws=2000):
     """The 95 % bootstrap interval of ρ over settings; with others, of ρ less theirs, in pairs."""
-    rng, found = np.random.default_rng(0), []
-    for _ in range(draws):
-        drawn = rng.integers(len(rows), size=len(rows))
-        rho = [spearman(*list(zip(*(table[i] for i in drawn)))[1:])
-               for table in (rows, others) if table]
-        found.append(rho[0] - sum(rho[1:]))
-    return np.nanpercentile(found, [2.5, 97.5])
+    def rho(table, drawn):
+        _, small, large = zip(*(table[i] for i in drawn))
+        return spearman(small, large)
+    all_drawn = np.random.default_rng(0).integers(len(rows), size=(draws, len(rows)))
+    return np.nanpercentile([rho(rows, drawn) - (rho(others, drawn) if others else 0)
+                             for drawn in all_drawn], [2.5, 97.5])
 
 
 def report(table):
