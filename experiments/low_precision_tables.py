@@ -1,10 +1,12 @@
 """Tables and figure of low_precision.py, from the rows of its CSV."""
 import math
+import statistics
 
 import transfer  # first: it sets the path
 from tinymup.lab.plot import BLACK, BLUE, ORANGE, plt, save
 
-NAME, ENOUGH, ONE_SCALE = "low_precision", 0.02, 16      # ENOUGH in nats, ONE_SCALE in log2
+NAME, ENOUGH, SEEDS = "low_precision", 0.02, [0, 1, 2]            # ENOUGH in nats
+STATED = {"umup": 0, "sp": 16, "mup": 16}                # log2 of the loss scale that is claimed
 FORMATS = ["float", "bf16", "fp16", "fp8"]
 ROUNDED = {"noncritical": "query, key, value, up", "all": "all matrices"}   # in words
 # (width, blocks, steps), short runs first: log2 of the loss scales. Below 1 they are u-μP's only.
@@ -32,11 +34,13 @@ def words(setting):
             + f", {steps:,} steps" * (steps != 300))
 
 
-def tables(records):
+def tables(records, seed=SEEDS[0]):
     """{(setting, param): {(format, rounded, log2 scale, log2 lr): loss, inf if it diverged}}"""
     losses = {}
     for r in records:
         c = DEFAULTS | r["config"]
+        if c["seed"] != seed:
+            continue
         cells = losses.setdefault(((c["width"], c["depth"], c["steps"]), c["param"]), {})
         key = c["matmul_format"], c["rounded"], math.log2(c["loss_scale"]), math.log2(c["lr"])
         cells[key] = math.inf if r["loss"] is None else r["loss"]
@@ -81,8 +85,9 @@ def present(losses):
     return [s for s in SETTINGS if all((s, param) in losses for param in families(s))]
 
 
-def report(losses):
+def report(records):
     """Gaps without a loss scale; in FP8 with each; the verdicts. ? marks the edge of a grid."""
+    losses = tables(records)
     lines = [f"{'':29}{'float32':>8}{'log2 lr*':>9}" + "".join(f"{f:>8}" for f in FORMATS[1:])
              + "   fp8 at its own best lr"]
     for setting in present(losses):
@@ -96,7 +101,7 @@ def report(losses):
                 + "".join(f"{gaps(cells, f)[0]:>+8.3f}" if 0 in gaps(cells, f) else f"{'':8}"
                           for f in FORMATS[1:])
                 + (f"{fp8[own] - exact[best]:>+9.3f} at 2^{own:g}" if len(fp8) > 1 else ""))
-    return "\n".join([*lines, "", *scale_lines(losses), "", *verdicts(losses)])
+    return "\n".join([*lines, "", *scale_lines(losses), "", *verdicts(losses, records)])
 
 
 def scale_lines(losses):
@@ -114,17 +119,32 @@ def scale_lines(losses):
                            + f"   {octaves(gap)}")
 
 
-def verdicts(losses):
+def stated(losses, records, param):
+    """{(setting, rounded): [gap of each seed]} in FP8, at the loss scale that is claimed."""
+    by_seed, found = [tables(records, seed) for seed in SEEDS], {}
+    for setting in present(losses):
+        family = param if param in families(setting) else "sp"
+        lr = best_lr(losses[setting, family])
+        for rounded in ROUNDED:
+            cells = [seed[setting, family] for seed in by_seed if (setting, family) in seed]
+            found[setting, rounded] = [
+                own["fp8", rounded, STATED[param], lr] - own["float", "noncritical", 0, lr]
+                for own in cells if ("fp8", rounded, STATED[param], lr) in own]
+    return {cell: gap for cell, gap in found.items() if gap}
+
+
+def verdicts(losses, records):
     """A sentence on u-μP at scale 1, on each rival with one scale for all, and on BF16."""
-    for param, scale in ("umup", 0), ("sp", ONE_SCALE), ("mup", ONE_SCALE):
-        each = {(words(s), rounded): gap[scale] for s in present(losses) for rounded in ROUNDED
-                if scale in (gap := gaps(losses[s, param if param in families(s) else "sp"],
-                                         rounded=rounded))}
+    for param, scale in STATED.items():
+        each = stated(losses, records, param)
         if each:
-            over = [f"{at} {rounded} {gap:+.3f}" for (at, rounded), gap in each.items()
-                    if gap > ENOUGH]
-            yield (f"{STYLES[param][0]} at loss scale 2^{scale}, {len(each)} cells: largest gap "
-                   f"{max(each.values()):+.3f}; above {ENOUGH}: {'; '.join(over) or 'none'}")
+            over = [f"{words(at)} {rounded} {statistics.mean(gap):+.3f} ({min(gap):+.3f} to "
+                    f"{max(gap):+.3f})" for (at, rounded), gap in each.items()
+                    if statistics.mean(gap) > ENOUGH]
+            yield (f"{STYLES[param][0]} at loss scale 2^{scale}, {len(each)} cells, mean of "
+                   f"{min(map(len, each.values()))} seed(s): largest gap "
+                   f"{max(map(statistics.mean, each.values())):+.3f}; above {ENOUGH}: "
+                   f"{'; '.join(over) or 'none'}")
     each = {(words(s), name(param, s)): gap[0] for (s, param), cells in losses.items()
             if 0 in (gap := gaps(cells, "bf16"))}
     over = [f"{at} {family} {gap:+.3f}" for (at, family), gap in each.items() if gap > ENOUGH]

@@ -2,11 +2,11 @@
 
     python experiments/what_transfers.py --jobs 2
 
-Two kinds of panels. At width 128 under μP: the best learning rate, while the batch, the sequence
-length, the number of steps or the head size change 4-fold or 16-fold. From width 64 to 256: the
-best value of each other hyperparameter, all else at its default. The rival there is SP, at each
-width with the learning rate that is best for it in lr_transfer.csv. μP has 2^-7 at both, and is the
-same network at width 64. Theory (Yang et al. 2022) makes no promise for weight decay, nor for the
+Two kinds of panels. At width 128: the best learning rate, while the batch, the sequence length, the
+number of steps or the head size change 4-fold or 16-fold. From width 64 to 256: the best value of
+each other hyperparameter, all else at its default. The rival is SP; at width 256 it has the
+learning rate that is best for it in lr_transfer.csv. μP has 2^-7 at both widths, and is the same
+network at width 64. Theory (Yang et al. 2022) makes no promise for weight decay, nor for the
 learning rate against batch, length and steps: there transfer is only observed.
 
 A drift alone says little where the loss hardly depends on a value. So each row has what the value
@@ -26,10 +26,10 @@ from mutransfer import best_lr
 from PIL import Image
 from tinymup.lab import optimum
 from tinymup.lab.config import Config
-from tinymup.lab.plot import BLUE, MARKERS, ORANGE, SKY, draw_curve, legend, plt, save
+from tinymup.lab.plot import BLUE, MARKERS, ORANGE, PURPLE, SKY, draw_curve, legend, plt, save
 
 ENOUGH, LR = 0.02, 2.0**-7
-LRS = [2.0**e for e in range(-10, -4)]
+LRS, SP_LRS = [2.0**e for e in range(-10, -4)], [2.0**e for e in range(-11, -5)]
 SIZES = {"batch": [4, 16, 64], "seq": [16, 64, 256], "steps": [75, 300, 1200],
          "head_dim": [16, 32, 64]}
 FACTORS = [2.0 ** (1.5 * i) for i in range(-2, 3)]
@@ -44,20 +44,24 @@ TUNED = {**{name: (name, FACTORS) for name in MULTIPLIERS},
 VARIED = {"param", "width", "lr", "decay_form", *SIZES, *(field for field, _ in TUNED.values())}
 NAMES = {"sp": "SP", "mup": "μP"}
 LOOKS = {key: {"color": colour, "marker": marker, "markersize": 4} for key, colour, marker in zip(
-    [("mup", 0), ("mup", 1), ("mup", 2), ("sp", 2)], ["grey", SKY, BLUE, ORANGE], MARKERS)}
+    [("mup", 0), ("mup", 1), ("mup", 2), ("sp", 2), ("sp", 0)],
+    ["grey", SKY, BLUE, ORANGE, PURPLE], MARKERS)}
 TOPS = [0.2, 0.2, 0.1]   # of the rows of the figure, nats above the lowest point of a curve
 
 
 def panels():
-    """{panel: {(parametrization, rank of the size): (label, fixed options, field, its values)}}"""
-    found = {name: {("mup", i): (f"{name} {size}", {"param": "mup", "width": 128, name: size},
-                                 "lr", LRS) for i, size in enumerate(sizes)}
+    """{panel: {(parametrization, rank of the size): (fixed options, field, its values)}}
+
+    The ranks are 0, small, 1 and 2, large. SP lacks some: the middle, and μP's own network.
+    """
+    found = {name: {(param, i): ({"param": param, "width": 128, name: sizes[i]}, "lr", lrs)
+                    for param, ranks, lrs in (("mup", (0, 1, 2), LRS), ("sp", (0, 2), SP_LRS))
+                    for i in ranks}
              for name, sizes in SIZES.items()}
     sp = best_lr(transfer.read("lr_transfer"), "sp", 256)
     for name, tuned in TUNED.items():
         form = {"decay_form": "coupled" if name == "λ, coupled" else "independent"}
-        found[name] = {(param, i): (f"{NAMES[param]}, width {width}" if i else f"width {width}",
-                                    form | {"param": param, "width": width, "lr": lr}, *tuned)
+        found[name] = {(param, i): (form | {"param": param, "width": width, "lr": lr}, *tuned)
                        for param, i, width, lr in (("mup", 0, 64, LR), ("mup", 2, 256, LR),
                                                    ("sp", 2, 256, sp))}
     return found
@@ -67,7 +71,7 @@ def train(flags):
     """Trains panel by panel. The CSV holds those that are finished."""
     grids = []
     for name, curves in panels().items():
-        for (param, _), (_, fixed, field, values) in curves.items():
+        for (param, _), (fixed, field, values) in curves.items():
             seeds = SEEDS if name in MULTIPLIERS and param == "mup" else SEEDS[:1]
             grids.append((Config(**fixed), {field: values, "seed": seeds}))
         transfer.train("what_transfers", grids, flags)
@@ -93,17 +97,16 @@ def points(records, fixed, field, values):
 
 
 def measured(records):
-    """{panel: {(parametrization, rank): (label, [Point, …])}} of the panels that have run."""
-    found = {name: {key: (label, points(records, *curve))
-                    for key, (label, *curve) in curves.items()}
+    """{panel: {(parametrization, rank): [Point, …]}} of the panels that have run."""
+    found = {name: {key: points(records, *curve) for key, curve in curves.items()}
              for name, curves in panels().items()}
     return {name: curves for name, curves in found.items()
-            if all(len(curve) > 1 for _, curve in curves.values())}
+            if all(len(curve) > 1 for curve in curves.values())}
 
 
 def carried(curves, param):
     """(log2 of the best at the small size, of that at the large, whether both are exact, cost)"""
-    small, large = curves["mup", 0][1], curves[param, 2][1]
+    small, large = curves.get((param, 0), curves["mup", 0]), curves[param, 2]
     first, last = optimum.optimum(small), optimum.optimum(large)
     tuned = transfer.best_point(small).lr
     there, = [math.inf if p.loss is None else p.loss for p in large if p.lr == tuned]
@@ -120,23 +123,19 @@ def sides(curve):
 
 def report(found):
     """A row per panel: the best values as log2, drift and cost, under μP and SP; the verdict."""
-    lines = [f"{'':16}{'small':>9}" + "".join(
-        f"{name + ' large':>10}{'octaves':>9}{'cost':>7} " for name in NAMES.values())]
+    lines = [f"{'':16}" + "".join(f"{name + ' small':>10}{'large':>8}{'octaves':>9}{'cost':>7} "
+                                  for name in NAMES.values())]
     against, untested = [], {"low": [], "high": []}
     for name, curves in found.items():
         cells = []
         for param in NAMES:
-            if (param, 2) in curves:
-                first, last, exact, cost = carried(curves, param)
-                mark = " " if exact else "?"
-                cells.append(f"{last:>10.2f}{last - first:>+8.2f}{mark}{cost:>7.3f} ")
-                if param == "mup":
-                    for side, costs in sides(curves[param, 2][1]).items():
-                        untested[side] += [name] * (max(costs) < ENOUGH)
-                    against += [f"{name} costs {cost:.3f}"] * (cost > ENOUGH)
-            else:
-                cells.append(" " * 27)
-        lines.append(f"{name:16}{first:>9.2f}" + "".join(cells))
+            first, last, exact, cost = carried(curves, param)
+            cells.append(f"{first:>10.2f}{last:>8.2f}{last - first:>+8.2f}{' ' if exact else '?'}"
+                         f"{cost:>7.3f} ")
+        for side, costs in sides(curves["mup", 2]).items():
+            untested[side] += [name] * (max(costs) < ENOUGH)
+        against += [f"{name} costs {cost:.3f}"] * (cost > ENOUGH)     # μP is the last of NAMES
+        lines.append(f"{name:16}" + "".join(cells))
     lines.append("log2 of the best value; ?: at the edge of its grid, or beside divergence; cost: "
                  "nats that\nthe value tuned at the small size loses at the large one")
     return "\n".join([*lines, transfer.verdict(against), *(
@@ -153,13 +152,13 @@ def draw(found):
     for row, top in zip(axes, TOPS):
         row[0].set_ylim(-0.2 * top, top)
     for ax, (name, curves) in zip(axes.flat, found.items()):
-        for i, (key, (_, curve)) in enumerate(curves.items()):
+        for i, (key, curve) in enumerate(curves.items()):
             draw_curve(ax, above_lowest(curve), LOOKS[key], 0.97 - 0.04 * i)
         for star in ax.lines:
             if star.get_marker() == "*":
                 star.set_markersize(11)
         ax.axhspan(0, ENOUGH, color="grey", alpha=0.2, linewidth=0)
-        drifts = {param: carried(curves, param) for param in NAMES if (param, 2) in curves}
+        drifts = {param: carried(curves, param) for param in NAMES}
         sizes = f"{name} {', '.join(map(str, SIZES[name]))}: " if name in SIZES else ""
         ax.set_title(sizes + ", ".join(
             f"{NAMES[param]} {last - first:+.2f}" + ("" if exact else " (?)")
@@ -170,13 +169,14 @@ def draw(found):
         ax.set_visible(False)
     figure.supylabel("held-out loss less the lowest of its curve, nats per byte\n"
                      "(cut above; the last row is zoomed in)", fontsize=9)
-    names = "smallest size; width 64", "middle size", "largest size; width 256", "SP, width 256"
+    names = ("smallest size; width 64", "middle size", "largest size; width 256",
+             "SP, largest size; width 256", "SP, smallest size")
     star = {"marker": "*", "markersize": 11, "markeredgecolor": "black", "linestyle": ""}
     legend(figure, dict(zip(names, LOOKS.values())) | {
         "best value (vertex)": star | {"color": "grey"},
         "at an edge (?)": star | {"color": "white"},
         f"within {ENOUGH} nats": {"color": "grey", "alpha": 0.2, "linewidth": 8}})
-    most = max(p.seeds for curves in found.values() for _, curve in curves.values() for p in curve)
+    most = max(p.seeds for curves in found.values() for curve in curves.values() for p in curve)
     path = transfer.FIGURES / "what_transfers.png"
     save(figure, path, "Drift of the best value in octaves, from the smallest size to the largest; "
          "one seed" + f" ({most} for μP's multipliers)" * (most > 1)
