@@ -46,4 +46,4 @@ if __name__ == "__main__":
     figure, axes = plot.panels(2)
     plot.draw_losses(axes, "width", found)
     plot.save(figure, transfer.FIGURES / "long_transfer.png",
-              f"{STEPS:,} steps of AdamW on Python source: one seed; three around the lr tuned at 64")
+              f"{STEPS:,} steps of AdamW on Python source: one seed, at the carried lr three")
