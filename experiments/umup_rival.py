@@ -3,11 +3,11 @@
     python experiments/umup_rival.py --jobs 2
 
 u-μP's five α's are those of umup_alphas.py: each swept alone at width 64 on eight values, 36
-trials, then 5 learning rates. μP's four multipliers are tuned alike, on seven values, since none is
-best at an edge: 25 trials, then 5 learning rates. So u-μP has eleven trials more. Both are trained
-to width 512 with a grid of learning rates, three seeds to width 256, and at 1024 with the learning
-rate of width 64 and its neighbours. The runs of u-μP to 512 are those of umup_alphas.csv.
-umup_transfer.csv and lr_transfer.csv must exist, too.
+trials, then 5 learning rates for each of the best combinations. μP's four multipliers are swept
+alike, on seven values, since none is best at an edge: 25 trials, then 5 learning rates. So u-μP has
+more trials. Both are trained to width 512 with a grid of learning rates, three seeds to width 256,
+and at 1024 with the learning rate of width 64 and its neighbours. The runs of u-μP to 512 are those
+of umup_alphas.csv. umup_transfer.csv and lr_transfer.csv must exist, too.
 
 The other rival has nothing to tune but its learning rate: SP, its lr divided by the width, from
 lr_transfer.csv.
@@ -23,11 +23,11 @@ import umup_alphas
 import umup_transfer
 from tinymup.lab import optimum, plot, sweep
 from tinymup.lab.config import Config
-from umup_alphas import LARGE, WIDTHS, best
+from umup_alphas import LARGE, OURS, WIDTHS, best
 from umup_transfer import SEEDS
 
 LRS, LARGEST = [2.0**e for e in range(-9, -4)], 1024
-OURS, RIVAL = "u-μP, α tuned", "μP, tuned"
+RIVAL = "μP, tuned"
 MULTIPLIERS = ["output_mult", "attn_mult", "embed_mult", "init_scale"]
 SWEEP_WIDTH, SWEEP_LR, VALUES = 64, 2.0**-7, [2.0**e for e in range(-3, 4)]
 TITLE = "300 steps of AdamW; mean and range of seeds (tuned: 3 to width 256, else 1; μP: 3)"
