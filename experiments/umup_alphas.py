@@ -80,7 +80,8 @@ def transfers(records):
     chosen = tuned()
     found = {OURS: curve_of(records, chosen)}
     for other in combinations():
-        differs = [f"{alpha} {other[alpha]:g}" for alpha in other if other[alpha] != chosen[alpha]]
+        differs = [f"{alpha.replace('alpha', 'α')} {value:g}" for alpha, value in other.items()
+                   if value != chosen[alpha]]
         if differs:
             found[f"u-μP, {', '.join(differs)}"] = curve_of(records, other)
     others = umup_transfer.transfers(transfer.read("umup_transfer"))
@@ -118,6 +119,7 @@ if __name__ == "__main__":
     print(optimum.report("width", {OURS: groups[OURS]}))
     ahead = tuned_small.leads(groups, OURS)
     print(f"\n{tuned_small.table(groups)}\n{tuned_small.told(ahead, OURS)}\n\n{alphas(records)}")
-    del groups[tuned_small.PER_WIDTH]            # SP's curves are those of lr_transfer.png
+    for elsewhere in ("u-μP", tuned_small.PER_WIDTH):    # umup_transfer.png and lr_transfer.png
+        del groups[elsewhere]
     plot.loss_against_lr("width", groups, transfer.FIGURES / "umup_alphas.png",
                          "300 steps of AdamW: mean and range of seeds")
