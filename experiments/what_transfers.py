@@ -93,7 +93,8 @@ def points(records, fixed, field, values):
         if plain(field, c[field]) in wanted and all(
                 plain(f, c[f]) == plain(f, (default | fixed)[f]) for f in VARIED - {field}):
             found.setdefault(plain(field, c[field]), {})[c["seed"]] = r["loss"]
-    return [optimum.point(value, losses) for value, losses in sorted(found.items())]
+    shared = set.intersection(*map(set, found.values())) if found else set()    # like for like
+    return optimum.of_seeds([optimum.point(*item) for item in sorted(found.items())], shared)
 
 
 def measured(records):
@@ -159,7 +160,7 @@ def draw(found):
                 star.set_markersize(11)
         ax.axhspan(0, ENOUGH, color="grey", alpha=0.2, linewidth=0)
         drifts = {param: carried(curves, param) for param in NAMES}
-        sizes = f"{name} {', '.join(map(str, SIZES[name]))}: " if name in SIZES else ""
+        sizes = f"{name} {', '.join(map(str, SIZES[name]))}\n" if name in SIZES else ""
         ax.set_title(sizes + ", ".join(
             f"{NAMES[param]} {last - first:+.2f}" + ("" if exact else " (?)")
             for param, (first, last, exact, _) in drifts.items()), fontsize=9)
