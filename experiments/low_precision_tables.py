@@ -120,17 +120,18 @@ def scale_lines(losses):
 
 
 def stated(losses, records, param):
-    """{(setting, rounded): [gap of each seed]} in FP8, at the loss scale that is claimed."""
+    """{(setting, rounded): [gap of each seed]} in FP8, at the loss scale that is claimed.
+
+    The other seeds have one learning rate, the float32 optimum of the first.
+    """
     by_seed, found = [tables(records, seed) for seed in SEEDS], {}
     for setting in present(losses):
         family = param if param in families(setting) else "sp"
-        lr = best_lr(losses[setting, family])
         for rounded in ROUNDED:
-            cells = [seed[setting, family] for seed in by_seed if (setting, family) in seed]
-            found[setting, rounded] = [
-                own["fp8", rounded, STATED[param], lr] - own["float", "noncritical", 0, lr]
-                for own in cells if ("fp8", rounded, STATED[param], lr) in own]
-    return {cell: gap for cell, gap in found.items() if gap}
+            each = [gaps(cells[setting, family], rounded=rounded).get(STATED[param])
+                    for cells in by_seed if (setting, family) in cells]
+            found[setting, rounded] = [gap for gap in each if gap is not None]
+    return {cell: each for cell, each in found.items() if each}
 
 
 def verdicts(losses, records):

@@ -128,7 +128,7 @@ def loses(small, large, grown):
 def verdict(groups):
     """A line on the drifts under μP's table, and one on its rival, SP with Muon."""
     moves = {name: optimum.movement(by_width) for name, by_width in groups.items()}
-    words = {name: f"{name} {moved.per_doubling:+.3f}" + "" if moved.exact else " (?)"
+    words = {name: f"{name} {moved.per_doubling:+.3f}" + " (?)" * (not moved.exact)
              for name, moved in moves.items() if moved.octaves is not None}
     against = [words[name] for name, moved in moves.items()
                if name in words and "SP" not in name and abs(moved.per_doubling) > BOUND]

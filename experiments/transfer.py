@@ -21,6 +21,7 @@ from tinymup.lab import data, optimum, plot, sweep  # noqa: E402
 from tinymup.lab.config import CHOICES, FIELDS, unused  # noqa: E402
 from tinymup.lab.results import Results, finished  # noqa: E402
 
+TRAINED = set()                                            # keys of the runs of this process
 RESULTS, FIGURES = ROOT / "experiments/results", ROOT / "experiments/figures"
 ALWAYS = {"param", "width", "lr", "seed"}                  # columns even if they do not vary
 OUTCOME = ["status", "loss", "train_loss", "seconds"]      # the last columns of a CSV of runs
@@ -91,11 +92,12 @@ def finished_runs(name, configs, flags, program=None):
         return next((c for c in choices if finished(kept.get(c.key(corpus.digest)))), choices[0])
     configs = list(map(placed, configs))
     keys = [c.key(corpus.digest) for c in configs]
-    old = sum(finished(kept.get(key)) or (results.path.parent / f"{key}.npz").exists()
-              for key in keys)
+    old = {key for key in keys if key not in TRAINED
+           and (finished(kept.get(key)) or (results.path.parent / f"{key}.npz").exists())}
     about = [f"python experiments/{program or name}.py", f"commit {commit()}",
              f"corpus {corpus.digest}"]
     records = sweep.run_all(configs, corpus, results, flags.jobs, resume=True)
+    TRAINED.update(set(keys) - old)
     failed = [r for r in records if not finished(r)]
     if failed:
         sys.exit(f"{len(failed)} of {len(records)} runs failed, the first with: "
@@ -105,8 +107,8 @@ def finished_runs(name, configs, flags, program=None):
         versions = {r["versions"]["arrays"] for r in records if r["config"]["device"] == device}
         about.append(f"{library} {', '.join(sorted(versions))}")
     if old:
-        about.append(f"{old} of {len(configs)} runs were there before, in whole or in part, "
-                     "perhaps of another commit")
+        about.append(f"{len(old)} of {len(configs)} runs were there before, in whole or in part, "
+                     "perhaps of another commit or BLAS kernel")
     return records, "; ".join(about)
 
 

@@ -52,7 +52,8 @@ TOPS = [0.2, 0.2, 0.1]   # of the rows of the figure, nats above the lowest poin
 def panels():
     """{panel: {(parametrization, rank of the size): (fixed options, field, its values)}}
 
-    The ranks are 0, small, 1 and 2, large. SP lacks some: the middle, and μP's own network.
+    The rank is 0 for the small size, 2 for the large one. SP lacks the middle. At width 64, the
+    base, it is μP's network and has no curve of its own.
     """
     found = {name: {(param, i): ({"param": param, "width": 128, name: sizes[i]}, "lr", lrs)
                     for param, ranks, lrs in (("mup", (0, 1, 2), LRS), ("sp", (0, 2), SP_LRS))
@@ -128,15 +129,14 @@ def report(found):
                                   for name in NAMES.values())]
     against, untested = [], {"low": [], "high": []}
     for name, curves in found.items():
-        cells = []
-        for param in NAMES:
-            first, last, exact, cost = carried(curves, param)
-            cells.append(f"{first:>10.2f}{last:>8.2f}{last - first:>+8.2f}{' ' if exact else '?'}"
-                         f"{cost:>7.3f} ")
+        of = {param: carried(curves, param) for param in NAMES}
+        lines.append(f"{name:16}" + "".join(
+            f"{first:>10.2f}{last:>8.2f}{last - first:>+8.2f}{' ' if exact else '?'}{cost:>7.3f} "
+            for first, last, exact, cost in of.values()))
         for side, costs in sides(curves["mup", 2]).items():
             untested[side] += [name] * (max(costs) < ENOUGH)
-        against += [f"{name} costs {cost:.3f}"] * (cost > ENOUGH)     # μP is the last of NAMES
-        lines.append(f"{name:16}" + "".join(cells))
+        *_, cost = of["mup"]
+        against += [f"{name} costs {cost:.3f}"] * (cost > ENOUGH)
     lines.append("log2 of the best value; ?: at the edge of its grid, or beside divergence; cost: "
                  "nats that\nthe value tuned at the small size loses at the large one")
     return "\n".join([*lines, transfer.verdict(against), *(
@@ -155,9 +155,6 @@ def draw(found):
     for ax, (name, curves) in zip(axes.flat, found.items()):
         for i, (key, curve) in enumerate(curves.items()):
             draw_curve(ax, above_lowest(curve), LOOKS[key], 0.97 - 0.04 * i)
-        for star in ax.lines:
-            if star.get_marker() == "*":
-                star.set_markersize(11)
         ax.axhspan(0, ENOUGH, color="grey", alpha=0.2, linewidth=0)
         drifts = {param: carried(curves, param) for param in NAMES}
         sizes = f"{name} {', '.join(map(str, SIZES[name]))}\n" if name in SIZES else ""
@@ -172,7 +169,7 @@ def draw(found):
                      "(cut above; the last row is zoomed in)", fontsize=9)
     names = ("smallest size; width 64", "middle size", "largest size; width 256",
              "SP, largest size; width 256", "SP, smallest size")
-    star = {"marker": "*", "markersize": 11, "markeredgecolor": "black", "linestyle": ""}
+    star = {"marker": "*", "markersize": 14, "markeredgecolor": "black", "linestyle": ""}
     legend(figure, dict(zip(names, LOOKS.values())) | {
         "best value (vertex)": star | {"color": "grey"},
         "at an edge (?)": star | {"color": "white"},
