@@ -6,10 +6,12 @@ Refuted by: a drift of more than an eighth of an octave per doubling of the widt
 octave from 64 to 1024. The spectral factor has these widths and three seeds, and 2048 with one; the
 others have 64 to 512 and one seed. A run at 2048 has 1.7e15 FLOPs, 90 % of them Newton–Schulz.
 
-The strongest rival is SP with Muon. SP and μP have the same cells for the hidden matrices, which
-Muon updates. They differ in the readout, which AdamW updates, and in the embedding's ε. So SP's
-curve shows the spectral rule alone. The rest of μP's table is worth something here only if it
-lowers the drift, or the loss at width 1024 with the learning rate of width 64.
+The first rival is SP with Muon. SP and μP have the same cells for the hidden matrices, which Muon
+updates. They differ in the readout, which AdamW updates, and in the embedding's ε. So SP's curve
+shows the spectral rule alone. The second is SP·1/width: it divides AdamW's learning rate by the
+growth of the width, also that of the embedding, which μP keeps. The rest of μP's table is worth
+something here only if it lowers the drift, or the loss at the largest width with the learning rate
+of width 64. Both are compared on the widths and seeds that the two have.
 
 A step of Muon is C · s · O, with O orthogonal. The published choices of s are Keller Jordan's,
 Moonlight's, the spectral one, and none. The user gives η, the learning rate at the base width, and
@@ -40,6 +42,10 @@ WIDTHS, SEEDS = [64, 128, 256, 512], [0, 1, 2]
 LARGE, LARGEST = (1024, [2.0**e for e in range(-7, -3)]), (2048, [2.0**e for e in (-6, -5, -7)])
 BOUND = 1/8   # octaves per doubling of the width
 OTHER_SCALES, OTHER_WIDTHS = ["keller", "moonlight", "none"], [64, 128, 512]
+RIVAL, PER_WIDTH = "spectral, SP", f"spectral, {tuned_small.PER_WIDTH}"
+ADAM_LR = complete(Config(optimizer="muon")).adam_lr
+# The seeds of PER_WIDTH by width. At the smallest it is RIVAL.
+PER_WIDTH_SEEDS = {128: SEEDS, 256: SEEDS, 512: SEEDS[:1]}
 SAME = 1e-4   # of losses after 300 steps: 1.2e-6 was seen at width 64 and lr 2^-5, in float32
 TITLE = "Muon on the hidden matrices, 300 steps; mean and range of seeds"
 
@@ -59,6 +65,8 @@ def grids():
             (muon, {"width": WIDTHS[3:], "lr": LRS, "seed": SEEDS}),
             (muon, both | {"width": WIDTHS[2:3], "lr": LRS}),
             (muon, others | {"width": OTHER_WIDTHS[2:]}),
+            *((muon, {"param": ["sp"], "adam_lr": [ADAM_LR * WIDTHS[0] / width], "width": [width],
+                      "lr": LRS, "seed": seeds}) for width, seeds in PER_WIDTH_SEEDS.items()),
             *((muon, {"width": [LARGEST[0]], "lr": [lr]}) for lr in LARGEST[1])]
 
 
@@ -79,28 +87,34 @@ def growth(scale, first, last):
 
 
 def named_groups(records):
-    """{name: {width: [Point, …]}}: a name has the shape factor, and SP where it is the rival.
+    """{name: {width: [Point, …]}} of the runs with ema: a shape factor, or one of the two rivals.
 
     The largest width has one seed: there "spectral, seed 0" has the runs of that seed at all
     widths.
     """
-    names, largest = {}, LARGEST[0] in [r["config"]["width"] for r in records]
+    records = [r for r in records if r["config"]["momentum_form"] == "ema"]
+    sizes = {r["config"]["width"] for r in records}
+    divided = any(r["config"].get("adam_lr", ADAM_LR) < ADAM_LR for r in records)
+    names = {}
     for record in records:
         c = record["config"]
-        name = c["muon_scale"] + ", SP" * (c["param"] == "sp")
-        if c["width"] != LARGEST[0]:
+        own = [c["muon_scale"]]
+        if c["param"] == "sp":
+            own = [RIVAL] if c.get("adam_lr", ADAM_LR) == ADAM_LR else [PER_WIDTH]
+            own += [PER_WIDTH] * (divided and c["width"] == min(sizes))
+        elif own == ["spectral"] and LARGEST[0] in sizes and c["seed"] == SEEDS[0]:
+            own = ["spectral, seed 0"] + own * (c["width"] != LARGEST[0])
+        for name in own:
             names.setdefault(name, []).append(record)
-        if largest and name == "spectral" and c["seed"] == SEEDS[0]:
-            names.setdefault("spectral, seed 0", []).append(record)
     order = sorted(names, key=lambda name: not name.startswith("spectral"))
     return {name: transfer.curve(names[name]) for name in order}
 
 
 def drifts(groups):
     """A line per group: s at the base, and how far the best η and the best C moved."""
-    lines = ["", f"{'':18}{'s at the base width':>24}{'':14}"
+    lines = ["", f"{'':22}{'s at the base width':>24}{'':14}"
                  f"{'octaves by which the best lr moves':>44}",
-             f"{'scale':18}{'square':>8}{'up':>8}{'down':>8}{'widths':>14}"
+             f"{'scale':22}{'square':>8}{'up':>8}{'down':>8}{'widths':>14}"
              f"{'η, with the table':>22}{'C, the bare rule':>22}{'loses':>8}"]
     for name, by_width in groups.items():
         scale = name.split(",")[0]
@@ -110,7 +124,7 @@ def drifts(groups):
         at_base = [hidden_rows(scale, 64)[row].shape_factor for row in ("query", "up", "down")]
         moved = ["none"] * 2 if octaves is None else [
             f"{octaves:+.2f}", f"{octaves + grown:+.2f}"]
-        lines.append(f"{name:18}" + "".join(f"{s:8.2f}" for s in at_base)
+        lines.append(f"{name:22}" + "".join(f"{s:8.2f}" for s in at_base)
                      + f"{f'{first} to {last}':>14}{moved[0]:>22}{moved[1]:>22}"
                      + f"{loses(by_width[first], by_width[last], grown):>8.3f}"
                      + ("" if exact else "  (?)"))
@@ -125,23 +139,36 @@ def loses(small, large, grown):
                  ) - transfer.best_point(large).loss
 
 
+def alike(ours, rival):
+    """The movements of the best lr of two groups, on the widths and seeds that both have."""
+    widths = sorted(ours.keys() & rival.keys())
+    seeds = set.intersection(*(set(p.by_seed) for group in (ours, rival)
+                               for width in widths for p in group[width]))
+    return [optimum.movement({width: optimum.of_seeds(group[width], seeds) for width in widths})
+            for group in (ours, rival)]
+
+
 def verdict(groups):
-    """A line on the drifts under μP's table, and one on its rival, SP with Muon."""
+    """A line on the drifts under μP's table, and one on each of its rivals."""
     moves = {name: optimum.movement(by_width) for name, by_width in groups.items()}
     words = {name: f"{name} {moved.per_doubling:+.3f}" + " (?)" * (not moved.exact)
              for name, moved in moves.items() if moved.octaves is not None}
     against = [words[name] for name, moved in moves.items()
                if name in words and "SP" not in name and abs(moved.per_doubling) > BOUND]
-    ours, rival = (tuned_small.tuned(name, groups[name])[1][LARGE[0]]
-                   for name in ("spectral", "spectral, SP"))
-    lower = [what for what, better in (
-        ("drift", abs(moves["spectral"].octaves) < abs(moves["spectral, SP"].octaves)),
-        ("loss", ours.loss < rival.loss)) if better]
-    return (f"octaves per doubling: {', '.join(words.values())}\n"
-            f"beyond {BOUND:g}: {transfer.verdict(against)}\n"
-            f"μP's table lowers {' and '.join(lower) or 'neither drift nor loss'}: at width "
-            f"{LARGE[0]}, with the lr of {WIDTHS[0]}, {ours.loss:.3f} under μP, {rival.loss:.3f} "
-            f"under SP: the rival {'loses' if lower else 'wins'}")
+    lines = [f"octaves per doubling: {', '.join(words.values())}",
+             f"beyond {BOUND:g}: {transfer.verdict(against)}"]
+    rivals = {name: groups[name] for name in ("spectral", RIVAL, PER_WIDTH) if name in groups}
+    for name, by_width in tuned_small.leads(rivals, "spectral").items():
+        width, lead = list(by_width.items())[-1]
+        ours, rival = alike(groups["spectral"], groups[name])
+        lower = [what for what, better in (
+            ("drift", abs(ours.octaves) < abs(rival.octaves)), ("loss", lead > 0)) if better]
+        lines.append(
+            f"against {name}, {WIDTHS[0]} to {width}, seeds {', '.join(map(str, ours.shared))}: "
+            f"drifts {ours.octaves:+.2f} and {rival.octaves:+.2f}, lead at {width} with the lr of "
+            f"{WIDTHS[0]} {lead:+.3f} nats: μP's table lowers "
+            f"{' and '.join(lower) or 'neither'}, the rival {'loses' if lower else 'wins'}")
+    return "\n".join(lines)
 
 
 def forms(records):
@@ -166,13 +193,13 @@ def forms(records):
 
 def report(records):
     """Prints the tables, and draws the figure. The table has all factors, the figure not "none"."""
-    groups = named_groups([r for r in records if r["config"]["momentum_form"] == "ema"])
+    groups = named_groups(records)
     print(optimum.report("width", groups))
     drawn = {f"Muon, {name}": by_width for name, by_width in groups.items() if name != "none"}
     plot.loss_against_lr("width", drawn, transfer.FIGURES / "muon_transfer.png", TITLE)
     print(drifts(groups))
-    both = {name: groups[name] for name in ("spectral", "spectral, SP")}
-    print(f"\n{tuned_small.table(both)}\n{verdict(groups)}")
+    rivals = {name: groups[name] for name in ("spectral", RIVAL, PER_WIDTH) if name in groups}
+    print(f"\n{tuned_small.table(rivals)}\n{verdict(groups)}")
     print(forms(records))
 
 

@@ -8,8 +8,9 @@ nothing. A drift of at most half an octave counts as "stays".
 import math
 
 import depth_transfer  # first: it sets the path
+import muon_transfer
 import tuned_small
-from transfer import FIGURES, RESULTS, curve, read
+from transfer import FIGURES, RESULTS, read
 from tinymup.lab.optimum import STAYS, curves, movement
 from tinymup.lab.plot import BLUE, ORANGE, legend, plt, save
 
@@ -26,15 +27,10 @@ def drifts():
         found.setdefault(f"width {min(by_width)} to {max(by_width)}", {})[
             name + ", spectral" * (name == "Muon")] = moved
     if (RESULTS / "muon_transfer.csv").exists():
-        records = [r for r in read("muon_transfer") if r["config"]["momentum_form"] == "ema"]
-        rival = curve([r for r in records if r["config"]["param"] == "sp"])
-        found.setdefault(f"width {min(rival)} to {max(rival)}", {})[
-            "Muon, spectral, under SP"] = movement(rival)
-        others = [r for r in records if r["config"]["param"] == "mup"
-                  and r["config"]["muon_scale"] != "spectral"]
-        for label, by_width in curves(others)[1].items():
-            found.setdefault(f"width {min(by_width)} to {max(by_width)}", {})[
-                label.replace("muon_scale", "Muon,")] = movement(by_width)
+        for name, by_width in muon_transfer.named_groups(read("muon_transfer")).items():
+            if name != "spectral":            # which stands beside the other rules
+                found.setdefault(f"width {min(by_width)} to {max(by_width)}", {})[
+                    f"Muon, {name}"] = movement(by_width)
     if (RESULTS / "depth_transfer.csv").exists():
         size, groups = curves(depth_transfer.labelled(read("depth_transfer")))
         for label, by_depth in groups.items():

@@ -48,8 +48,9 @@ def tuned(name, by_width):
 def table(found):
     """A row per rule and oracle: the loss at each width, and its range over seeds."""
     widths = sorted({width for by_width in found.values() for width in by_width})
+    column = max(17, *(len(name) + 1 for name in found))
     lines = ["tuned at the smallest width: held-out loss, nats per byte, mean (range, seeds)",
-             f"{'':17}{'log2 lr':>8}" + "".join(f"{width:>24}" for width in widths)]
+             f"{'':{column}}{'log2 lr':>8}" + "".join(f"{width:>24}" for width in widths)]
     for name in found:
         lr, used = tuned(name, found[name])
         oracle = {width: best_point(points) for width, points in found[name].items()}
@@ -58,7 +59,7 @@ def table(found):
                      f"{row[w].loss:.3f} ({row[w].low:.3f}–{row[w].high:.3f}, {row[w].seeds})"
                      for w in widths]
             start = f"{math.log2(lr):g}" if row is used else ""
-            lines.append(f"{label:17}{start:>8}" + "".join(f"{cell:>24}" for cell in cells))
+            lines.append(f"{label:{column}}{start:>8}" + "".join(f"{cell:>24}" for cell in cells))
     return "\n".join(lines)
 
 
