@@ -105,7 +105,8 @@ def interval(rows, others=None, draws=2000):
 def report(table):
     """A row per rule: ρ, divergence, what the best at 64 loses at 512; and the verdict."""
     lines = [f"{'rule':12}{'settings':>9}{'ρ':>7}{'95 %':>15}{'better half':>13}"
-             f"{'diverged at 64':>16}{'at 512':>8}{'best at 512':>13}{'best at 64 has':>16}{'loses':>8}"]
+             f"{'diverged at 64':>16}{'at 512':>8}{'best at 512':>13}{'best at 64 has':>16}"
+             f"{'loses':>8}"]
     found = {}
     for rule, rows in table.items():
         _, small, large = zip(*rows)

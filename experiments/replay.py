@@ -29,7 +29,7 @@ from tinymup.lab.plan import work
 RUNS, ENOUGH, LIMIT = 5, 0.02, 5e12       # runs of a CSV, nats, FLOPs of a run
 COLUMNS = ["experiment", "commit", "param", "optimizer", "width", "lr", "seed", "loss", "again",
            "at its commit"]
-# What an older commit is asked to do. It lacks the options that came later; they have their default.
+# What an older commit is asked to do. It lacks the options that came later, here at their default.
 TRAIN = """
 import json, sys
 from tinymup.lab import data, run

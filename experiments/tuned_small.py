@@ -15,6 +15,7 @@ from tinymup.lab.optimum import MOVES, STAYS, in_words, movement
 from tinymup.lab.plot import BLACK, BLUE, ORANGE, PURPLE, SKY, legend, plt, save
 
 PER_WIDTH = "SP·1/width"
+LEVEL = 0.0005     # nats: what three decimals do not show
 LOOKS = {"SP": (BLACK, "o", "-"), PER_WIDTH: (ORANGE, "s", "--"), "μP": (BLUE, "^", "-"),
          "u-μP": (SKY, "D", "-."), "Muon": (PURPLE, "v", "-")}       # colour, marker, line
 
@@ -107,7 +108,7 @@ def verdict_on_transfer(found):
     last = max(found["μP"])
     ours, rival = (tuned(name, found[rule])[1][last].loss
                    for name, rule in (("μP", "μP"), (PER_WIDTH, "SP")))
-    won = "wins" if rival <= ours else "loses"
+    won = "is level" if abs(rival - ours) < LEVEL else "wins" if rival < ours else "loses"
     return (f"{verdict(against)}; at width {last}, tuned at {min(found['μP'])}: μP "
             f"{ours:.3f}, {PER_WIDTH} {rival:.3f}: the rival {won}")
 

@@ -52,8 +52,8 @@ def tuned(records):
 def train(flags):
     """The search, then the tuned μP at all widths but the largest, then both there.
 
-    There the learning rate that is best at width 64 comes first, then its neighbours. The CSV is
-    written after each stage but the search.
+    There the learning rate that is best at width 64 comes first, then its neighbours, then one more
+    for μP, since its best was at the edge. The CSV is written after each stage but the search.
     """
     configs = list(dict.fromkeys(c for grid in searches() for c in sweep.grid(*grid)))
     found, _ = transfer.finished_runs("umup_rival", configs, flags)
@@ -62,11 +62,11 @@ def train(flags):
              (bases[RIVAL], {"width": [LARGE], "lr": LRS, "seed": SEEDS[:1]})]
     transfer.train("umup_rival", grids, flags)
     groups = transfers(transfer.read("umup_rival"))
-    for factors in ([1], [1/2, 2]):
-        for name, base in bases.items():
+    for names, factors in (([OURS, RIVAL], [1]), ([OURS, RIVAL], [1/2, 2]), ([RIVAL], [1/4])):
+        for name in names:
             lr, _ = tuned_small.tuned(name, groups[name])
-            grids.append((base, {"width": [LARGEST], "lr": [f * lr for f in factors],
-                                 "seed": SEEDS[:1]}))
+            grids.append((bases[name], {"width": [LARGEST], "lr": [f * lr for f in factors],
+                                        "seed": SEEDS[:1]}))
         transfer.train("umup_rival", grids, flags)
 
 
