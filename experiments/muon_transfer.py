@@ -43,11 +43,13 @@ LARGE, LARGEST = (1024, [2.0**e for e in range(-7, -3)]), (2048, [2.0**e for e i
 BOUND = 1/8   # octaves per doubling of the width
 OTHER_SCALES, OTHER_WIDTHS = ["keller", "moonlight", "none"], [64, 128, 512]
 RIVAL, PER_WIDTH = "spectral, SP", f"spectral, {tuned_small.PER_WIDTH}"
+TABLES = {"spectral": "μP", RIVAL: "SP", PER_WIDTH: "SP, AdamW's lr · 1/width"}
 ADAM_LR = complete(Config(optimizer="muon")).adam_lr
-# The seeds of PER_WIDTH by width. At the smallest it is RIVAL.
+# The seeds of PER_WIDTH by width; at the smallest it is RIVAL. At the largest, the other seeds have
+# the learning rate that is best at the smallest.
 PER_WIDTH_SEEDS = {128: SEEDS, 256: SEEDS, 512: SEEDS[:1]}
 SAME = 1e-4   # of losses after 300 steps: 1.2e-6 was seen at width 64 and lr 2^-5, in float32
-TITLE = "Muon on the hidden matrices, 300 steps; mean and range of seeds"
+TITLE = "Muon (spectral) under three tables, 300 steps; mean and range of 1 to 3 seeds"
 
 
 def grids():
@@ -67,6 +69,8 @@ def grids():
             (muon, others | {"width": OTHER_WIDTHS[2:]}),
             *((muon, {"param": ["sp"], "adam_lr": [ADAM_LR * WIDTHS[0] / width], "width": [width],
                       "lr": LRS, "seed": seeds}) for width, seeds in PER_WIDTH_SEEDS.items()),
+            (muon, {"param": ["sp"], "adam_lr": [ADAM_LR * WIDTHS[0] / WIDTHS[3]],
+                    "width": [WIDTHS[3]], "lr": [LRS[2]], "seed": SEEDS[1:]}),
             *((muon, {"width": [LARGEST[0]], "lr": [lr]}) for lr in LARGEST[1])]
 
 
@@ -106,7 +110,9 @@ def named_groups(records):
             own = ["spectral, seed 0"] + own * (c["width"] != LARGEST[0])
         for name in own:
             names.setdefault(name, []).append(record)
-    order = sorted(names, key=lambda name: not name.startswith("spectral"))
+    first = ["spectral", RIVAL, PER_WIDTH]
+    order = [name for name in first if name in names]
+    order += [name for name in names if name not in first]
     return {name: transfer.curve(names[name]) for name in order}
 
 
@@ -164,9 +170,9 @@ def verdict(groups):
         lower = [what for what, better in (
             ("drift", abs(ours.octaves) < abs(rival.octaves)), ("loss", lead > 0)) if better]
         lines.append(
-            f"against {name}, {WIDTHS[0]} to {width}, seeds {', '.join(map(str, ours.shared))}: "
-            f"drifts {ours.octaves:+.2f} and {rival.octaves:+.2f}, lead at {width} with the lr of "
-            f"{WIDTHS[0]} {lead:+.3f} nats: μP's table lowers "
+            f"against {name}, {WIDTHS[0]} to {width}: drifts {ours.octaves:+.2f} and "
+            f"{rival.octaves:+.2f} (seed {', '.join(map(str, ours.shared))}), lead at {width} with "
+            f"the lr of {WIDTHS[0]} {lead:+.3f} nats: μP's table lowers "
             f"{' and '.join(lower) or 'neither'}, the rival {'loses' if lower else 'wins'}")
     return "\n".join(lines)
 
@@ -192,13 +198,13 @@ def forms(records):
 
 
 def report(records):
-    """Prints the tables, and draws the figure. The table has all factors, the figure not "none"."""
+    """Prints the tables, and draws the figure: the spectral factor under the three tables."""
     groups = named_groups(records)
     print(optimum.report("width", groups))
-    drawn = {f"Muon, {name}": by_width for name, by_width in groups.items() if name != "none"}
-    plot.loss_against_lr("width", drawn, transfer.FIGURES / "muon_transfer.png", TITLE)
-    print(drifts(groups))
     rivals = {name: groups[name] for name in ("spectral", RIVAL, PER_WIDTH) if name in groups}
+    plot.loss_against_lr("width", {TABLES[name]: rivals[name] for name in rivals},
+                         transfer.FIGURES / "muon_transfer.png", TITLE)
+    print(drifts(groups))
     print(f"\n{tuned_small.table(rivals)}\n{verdict(groups)}")
     print(forms(records))
 
