@@ -45,11 +45,17 @@ OTHER_SCALES, OTHER_WIDTHS = ["keller", "moonlight", "none"], [64, 128, 512]
 RIVAL, PER_WIDTH = "spectral, SP", f"spectral, {tuned_small.PER_WIDTH}"
 TABLES = {"spectral": "μP", RIVAL: "SP", PER_WIDTH: "SP, AdamW's lr · 1/width"}
 ADAM_LR = complete(Config(optimizer="muon")).adam_lr
-# The seeds of PER_WIDTH by width; at the smallest it is RIVAL. At the largest, the other seeds have
-# the learning rate that is best at the smallest.
-PER_WIDTH_SEEDS = {128: SEEDS, 256: SEEDS, 512: SEEDS[:1]}
+# Width, learning rates and seeds of PER_WIDTH. At width 64 it is RIVAL. At 512 the other seeds have
+# the learning rate that is best at 64.
+PER_WIDTH_RUNS = [(128, LRS, SEEDS), (256, LRS, SEEDS), (512, LRS, SEEDS[:1]),
+                  (512, [2.0**-5], SEEDS[1:])]
 SAME = 1e-4   # of losses after 300 steps: 1.2e-6 was seen at width 64 and lr 2^-5, in float32
 TITLE = "Muon (spectral) under three tables, 300 steps; mean and range of 1 to 3 seeds"
+
+
+def divided(width):
+    """AdamW's learning rate of PER_WIDTH at a width."""
+    return ADAM_LR * WIDTHS[0] / width
 
 
 def grids():
@@ -67,10 +73,8 @@ def grids():
             (muon, {"width": WIDTHS[3:], "lr": LRS, "seed": SEEDS}),
             (muon, both | {"width": WIDTHS[2:3], "lr": LRS}),
             (muon, others | {"width": OTHER_WIDTHS[2:]}),
-            *((muon, {"param": ["sp"], "adam_lr": [ADAM_LR * WIDTHS[0] / width], "width": [width],
-                      "lr": LRS, "seed": seeds}) for width, seeds in PER_WIDTH_SEEDS.items()),
-            (muon, {"param": ["sp"], "adam_lr": [ADAM_LR * WIDTHS[0] / WIDTHS[3]],
-                    "width": [WIDTHS[3]], "lr": [LRS[2]], "seed": SEEDS[1:]}),
+            *((muon, {"param": ["sp"], "adam_lr": [divided(width)], "width": [width],
+                      "lr": lrs, "seed": seeds}) for width, lrs, seeds in PER_WIDTH_RUNS),
             *((muon, {"width": [LARGEST[0]], "lr": [lr]}) for lr in LARGEST[1])]
 
 
@@ -93,27 +97,25 @@ def growth(scale, first, last):
 def named_groups(records):
     """{name: {width: [Point, …]}} of the runs with ema: a shape factor, or one of the two rivals.
 
-    The largest width has one seed: there "spectral, seed 0" has the runs of that seed at all
-    widths.
+    Groups with one width only, of which the rest has not run, are left out. The largest
+    width has one seed: there "spectral, seed 0" has the runs of that seed at all widths.
     """
     records = [r for r in records if r["config"]["momentum_form"] == "ema"]
-    sizes = {r["config"]["width"] for r in records}
-    divided = any(r["config"].get("adam_lr", ADAM_LR) < ADAM_LR for r in records)
-    names = {}
+    largest = any(r["config"]["width"] == LARGEST[0] for r in records)
+    names = {name: [] for name in TABLES}
     for record in records:
         c = record["config"]
-        own = [c["muon_scale"]]
-        if c["param"] == "sp":
-            own = [RIVAL] if c.get("adam_lr", ADAM_LR) == ADAM_LR else [PER_WIDTH]
-            own += [PER_WIDTH] * (divided and c["width"] == min(sizes))
-        elif own == ["spectral"] and LARGEST[0] in sizes and c["seed"] == SEEDS[0]:
-            own = ["spectral, seed 0"] + own * (c["width"] != LARGEST[0])
+        width, scale, adam_lr = c["width"], c["muon_scale"], c.get("adam_lr", ADAM_LR)
+        if c["param"] == "sp":                # at the smallest width the two rivals are one
+            own = [RIVAL] * (adam_lr == ADAM_LR) + [PER_WIDTH] * (adam_lr == divided(width))
+        else:
+            own = [scale] * (width != LARGEST[0])
+            if largest and scale == "spectral" and c["seed"] == SEEDS[0]:
+                own.append("spectral, seed 0")
         for name in own:
             names.setdefault(name, []).append(record)
-    first = ["spectral", RIVAL, PER_WIDTH]
-    order = [name for name in first if name in names]
-    order += [name for name in names if name not in first]
-    return {name: transfer.curve(names[name]) for name in order}
+    curves = {name: transfer.curve(found) for name, found in names.items() if found}
+    return {name: by_width for name, by_width in curves.items() if len(by_width) > 1}
 
 
 def drifts(groups):
@@ -145,6 +147,11 @@ def loses(small, large, grown):
                  ) - transfer.best_point(large).loss
 
 
+def tables(groups):
+    """The groups that differ in the table only: μP's and those of its rivals, as far as run."""
+    return {name: groups[name] for name in TABLES if name in groups}
+
+
 def alike(ours, rival):
     """The movements of the best lr of two groups, on the widths and seeds that both have."""
     widths = sorted(ours.keys() & rival.keys())
@@ -163,16 +170,16 @@ def verdict(groups):
                if name in words and "SP" not in name and abs(moved.per_doubling) > BOUND]
     lines = [f"octaves per doubling: {', '.join(words.values())}",
              f"beyond {BOUND:g}: {transfer.verdict(against)}"]
-    rivals = {name: groups[name] for name in ("spectral", RIVAL, PER_WIDTH) if name in groups}
-    for name, by_width in tuned_small.leads(rivals, "spectral").items():
+    for name, by_width in tuned_small.leads(tables(groups), "spectral").items():
         width, lead = list(by_width.items())[-1]
         ours, rival = alike(groups["spectral"], groups[name])
+        seeds = f"seed{'s' * (len(ours.shared) > 1)} {', '.join(map(str, ours.shared))}"
         lower = [what for what, better in (
             ("drift", abs(ours.octaves) < abs(rival.octaves)), ("loss", lead > 0)) if better]
         lines.append(
             f"against {name}, {WIDTHS[0]} to {width}: drifts {ours.octaves:+.2f} and "
-            f"{rival.octaves:+.2f} (seed {', '.join(map(str, ours.shared))}), lead at {width} with "
-            f"the lr of {WIDTHS[0]} {lead:+.3f} nats: μP's table lowers "
+            f"{rival.octaves:+.2f} ({seeds}), lead at {width} with the lr of {WIDTHS[0]} "
+            f"{lead:+.3f} nats: μP's table lowers "
             f"{' and '.join(lower) or 'neither'}, the rival {'loses' if lower else 'wins'}")
     return "\n".join(lines)
 
@@ -201,11 +208,11 @@ def report(records):
     """Prints the tables, and draws the figure: the spectral factor under the three tables."""
     groups = named_groups(records)
     print(optimum.report("width", groups))
-    rivals = {name: groups[name] for name in ("spectral", RIVAL, PER_WIDTH) if name in groups}
-    plot.loss_against_lr("width", {TABLES[name]: rivals[name] for name in rivals},
+    found = tables(groups)
+    plot.loss_against_lr("width", {TABLES[name]: found[name] for name in found},
                          transfer.FIGURES / "muon_transfer.png", TITLE)
     print(drifts(groups))
-    print(f"\n{tuned_small.table(rivals)}\n{verdict(groups)}")
+    print(f"\n{tuned_small.table(found)}\n{verdict(groups)}")
     print(forms(records))
 
 
