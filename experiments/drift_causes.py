@@ -3,11 +3,12 @@
     python experiments/drift_causes.py --jobs 2
 
 Under μP the best learning rate falls by 0.16 octaves from width 64 to 256 (lr_transfer.py, three
-seeds that agree within 0.04). The drift is measured again after each of nine changes. The readout
+seeds that agree within 0.04). The drift is measured again after each of ten changes. The readout
 starts at 0, so its logits do not shrink like 1/√width; the queries do; both do. There is no
 warm-up; the warm-up takes a third of all steps; the learning rate does not decay. There are two
 heads at every width, instead of more in a wider network; each step has four times as much text; the
-grid has half octaves, since the drift is less than its step.
+grid has half octaves, since the drift is less than its step. The embedding's learning rate falls
+like 1/width: that is SP·1/width, read from lr_transfer.csv (its readout starts as SP's, too).
 
 A change has found a cause if it halves the drift of 0.16. Refuted by: no such change, or several.
 The rival: the drift stays under every change, and so belongs to the finite width itself.
@@ -62,11 +63,15 @@ def curves(records, chosen):
 
 def measured():
     """{suspect: {width: [Point, …]}} of those that have run, plain μP first."""
-    plain = [r for r in transfer.read("lr_transfer") if r["config"]["param"] == "mup"
-             and r["config"]["width"] in WIDTHS and r["config"]["seed"] in SEEDS]
+    plain, sp = ([r for r in transfer.read("lr_transfer") if r["config"]["param"] == param
+                  and r["config"]["width"] in WIDTHS and r["config"]["seed"] in SEEDS]
+                 for param in ("mup", "sp"))
+    per_width = [r | {"config": r["config"] | {      # named by the lr of the base width
+        "lr": r["config"]["lr"] * r["config"]["width"] / WIDTHS[0]}} for r in sp]
     records = transfer.read("drift_causes")
     found = {"μP": curves(plain, lambda width: {}),
-             "grid of half octaves": curves(plain + records, lambda width: {})}
+             "grid of half octaves": curves(plain + records, lambda width: {}),
+             "embedding's lr · 1/width": curves(per_width, lambda width: {})}
     on_octaves = [r for r in records if r["config"]["lr"] in LRS]
     found |= {suspect: curves(on_octaves, lambda width: options(suspect, width))
               for suspect in SUSPECTS}
@@ -92,7 +97,7 @@ def report(found):
 
 def draw(found):
     """A row per suspect: the drift, and that of each seed."""
-    figure, ax = plot.plt.subplots(figsize=(7, 0.9 + 0.33 * len(found)))
+    figure, ax = plot.plt.subplots(figsize=(7, 1.2 + 0.33 * len(found)))
     half = abs(optimum.movement(found["μP"]).octaves) / 2
     ax.axvspan(-half, half, color=plot.BLUE, alpha=0.15, linewidth=0)
     ax.axvline(0, color="grey", linewidth=0.8)
@@ -103,9 +108,14 @@ def draw(found):
         ax.plot(moved.by_seed, [y] * len(moved.by_seed), "|", color="black", markersize=12)
     ax.set_yticks(range(len(found)), list(found))
     ax.set(ylim=(len(found) - 0.5, -0.5), xlabel="octaves by which μP's best learning rate moves")
+    dot = {"marker": "o", "markersize": 8, "markeredgecolor": "black", "linestyle": ""}
+    plot.legend(figure, {
+        "mean of two seeds": dot | {"color": plot.BLUE},
+        "an optimum at the grid's edge (?)": dot | {"color": "white"},
+        "a seed": {"marker": "|", "color": "black", "markersize": 12, "linestyle": ""},
+        "half of the drift or less": {"color": plot.BLUE, "alpha": 0.15, "linewidth": 8}})
     plot.save(figure, transfer.FIGURES / "drift_causes.png",
-              f"Width {WIDTHS[0]} to {WIDTHS[-1]}, {len(SEEDS)} seeds (bars); "
-              "shaded: half of the drift or less")
+              f"μP after one change, width {WIDTHS[0]} to {WIDTHS[-1]}")
 
 
 if __name__ == "__main__":

@@ -48,5 +48,6 @@ if __name__ == "__main__":
     most = max(p.seeds for by_width in found.values() for points in by_width.values()
                for p in points)
     plot.save(figure, transfer.FIGURES / "long_transfer.png",
-              f"{STEPS:,} steps of AdamW on Python source: one seed"
-              + f", around the carried lr {most}" * (most > 1))
+              f"{STEPS:,} steps of AdamW on Python source: one seed" + (
+                  f"; {most} seeds around the best lr of width 64 and at the lr carried from it"
+                  if most > 1 else ""))

@@ -97,11 +97,17 @@ def report(records):
             own = min(fp8, key=fp8.get)
             lines.append(
                 f"{words(setting):22}{name(param, setting):7}{exact[best]:>8.3f}{best:>8g}"
-                + ("?" if best in (min(exact), max(exact)) else " ")
+                + marked(best, exact)
                 + "".join(f"{gaps(cells, f)[0]:>+8.3f}" if 0 in gaps(cells, f) else f"{'':8}"
                           for f in FORMATS[1:])
-                + (f"{fp8[own] - exact[best]:>+9.3f} at 2^{own:g}" if len(fp8) > 1 else ""))
+                + (f"{fp8[own] - exact[best]:>+9.3f} at 2^{own:g}{marked(own, fp8)}".rstrip()
+                   if len(fp8) > 1 else ""))
     return "\n".join([*lines, "", *scale_lines(losses), "", *verdicts(losses, records)])
+
+
+def marked(lr, losses):
+    """? if an lr is at the edge of its grid, else a space."""
+    return "?" if lr in (min(losses), max(losses)) else " "
 
 
 def scale_lines(losses):
@@ -186,5 +192,5 @@ def draw(losses):
     figure.legend(*axes[0][-1].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.supylabel("loss in FP8 − loss in float32, nats per byte", fontsize=9)
     save(figure, transfer.FIGURES / f"{NAME}.png",
-         "FP8 (simulated) against the loss scale, one seed\n"
+         "FP8 (simulated) against the loss scale, seed 0 (the verdict is by three); symlog axis\n"
          "grey: within 0.02 nats of float32; at width 64 SP and μP are one network")

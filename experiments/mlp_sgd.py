@@ -25,7 +25,7 @@ SMALL, SEEDS = 64, [0, 1]
 GRID = dict.fromkeys([64, 128, 256, 512], (-2, 1)) | dict.fromkeys([1024, 2048], (-1.5, 0.5))
 NAMES = {"sp": "SP", "mup": "μP"}
 TITLE = ("MLP with SGD on Python source, 300 steps of 8 × 32 bytes: mean and range of "
-         f"{len(SEEDS)} seeds")
+         f"{len(SEEDS)} seeds; ×: a seed diverged")
 
 
 def grids():

@@ -22,7 +22,8 @@ spectral does too and halves that of down-projections.
 Without the table one tunes C itself. It equals η for spectral, keller and none. Moonlight's s grows
 like √width, so the best C falls by half an octave per doubling more than η: see the last two
 columns. "loses" is what the C tuned at the smallest width costs at the largest. The runs have the
-table, so it is read from the curve of losses there, with straight lines between its points.
+table, so it is read from the curve of losses there, with straight lines between its points. The
+groups have different widths and seeds. "alike" is the drift of η on those that nearly all have.
 
 The ema and sum forms of momentum differ by a factor that Newton–Schulz divides out. So their losses
 must agree to rounding. Far above the best lr training is chaotic, and rounding alone makes two runs
@@ -121,9 +122,9 @@ def named_groups(records):
 def drifts(groups):
     """A line per group: s at the base, and how far the best η and the best C moved."""
     lines = ["", f"{'':22}{'s at the base width':>24}{'':14}"
-                 f"{'octaves by which the best lr moves':>44}",
+                 f"{'octaves by which the best lr moves':>40}",
              f"{'scale':22}{'square':>8}{'up':>8}{'down':>8}{'widths':>14}"
-             f"{'η, with the table':>22}{'C, the bare rule':>22}{'loses':>8}"]
+             f"{'η, table':>14}{'η, alike':>12}{'C, bare rule':>14}{'loses':>8}"]
     for name, by_width in groups.items():
         scale = name.split(",")[0]
         first, *_, last = by_width
@@ -132,11 +133,22 @@ def drifts(groups):
         at_base = [hidden_rows(scale, 64)[row].shape_factor for row in ("query", "up", "down")]
         moved = ["none"] * 2 if octaves is None else [
             f"{octaves:+.2f}", f"{octaves + grown:+.2f}"]
+        on_these = of_all(by_width)
         lines.append(f"{name:22}" + "".join(f"{s:8.2f}" for s in at_base)
-                     + f"{f'{first} to {last}':>14}{moved[0]:>22}{moved[1]:>22}"
+                     + f"{f'{first} to {last}':>14}{moved[0]:>14}"
+                     + (f"{'':12}" if on_these is None else f"{on_these:>+12.2f}")
+                     + f"{moved[1]:>14}"
                      + f"{loses(by_width[first], by_width[last], grown):>8.3f}"
                      + ("" if exact else "  (?)"))
-    return "\n".join(lines)
+    ends, seed = " to ".join(str(OTHER_WIDTHS[i]) for i in (0, -1)), SEEDS[0]
+    return "\n".join([*lines, f"alike: {ends} with seed {seed} alone"])
+
+
+def of_all(by_width):
+    """The drift of η on the widths and the seed that every shape factor has; None without them."""
+    shared = {width: optimum.of_seeds(by_width[width], SEEDS[:1])
+              for width in (OTHER_WIDTHS[0], OTHER_WIDTHS[-1]) if width in by_width}
+    return optimum.movement(shared).octaves if len(shared) == 2 else None
 
 
 def loses(small, large, grown):

@@ -82,7 +82,7 @@ def draw(groups, sweeps):
                  xlabel="log2 α")
     axes[-1].legend(loc="lower center", ncols=2)
     plot.save(figure, transfer.FIGURES / "umup_transfer.png",
-              "300 steps of AdamW: mean and range of seeds")
+              "300 steps of AdamW: mean and range of three seeds")
 
 
 if __name__ == "__main__":

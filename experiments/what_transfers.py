@@ -16,7 +16,7 @@ last lines name those panels.
 
 Refuted by: under μP, a panel whose cost is above 0.02 nats, about what seeds differ by.
 
-μP's multipliers have three seeds, since one chose a value that the others do not; all else has one.
+The multipliers have three seeds, since one chose a value that the others do not; all else has one.
 The CSV is written panel by panel, and the same command goes on after an interruption.
 """
 import math
@@ -40,7 +40,7 @@ TUNED = {**{name: (name, FACTORS) for name in MULTIPLIERS},
          "λ, independent": ("weight_decay", [2.0**e for e in range(-15, -5, 2)]),
          "λ, coupled": ("weight_decay", [2.0**e for e in range(-8, 2, 2)]),
          "ε": ("eps", [1e-8 * 2.0**e for e in range(-6, 19, 6)]),
-         "1 − β₂": ("betas", [(0.9, 1 - 0.01 * 4.0**i) for i in range(-2, 3)])}
+         "1 − β₂": ("betas", [(0.9, 1 - 0.01 * 4.0**i) for i in range(-3, 4)])}
 VARIED = {"param", "width", "lr", "decay_form", *SIZES, *(field for field, _ in TUNED.values())}
 NAMES = {"sp": "SP", "mup": "μP"}
 LOOKS = {key: {"color": colour, "marker": marker, "markersize": 4} for key, colour, marker in zip(
@@ -72,8 +72,8 @@ def train(flags):
     """Trains panel by panel. The CSV holds those that are finished."""
     grids = []
     for name, curves in panels().items():
-        for (param, _), (fixed, field, values) in curves.items():
-            seeds = SEEDS if name in MULTIPLIERS and param == "mup" else SEEDS[:1]
+        for fixed, field, values in curves.values():
+            seeds = SEEDS if name in MULTIPLIERS else SEEDS[:1]
             grids.append((Config(**fixed), {field: values, "seed": seeds}))
         transfer.train("what_transfers", grids, flags)
 
@@ -107,8 +107,13 @@ def measured(records):
 
 
 def carried(curves, param):
-    """(log2 of the best at the small size, of that at the large, whether both are exact, cost)"""
+    """(log2 of the best at the small size, of that at the large, whether both are exact, cost)
+
+    By the mean over the seeds that both sizes have: like for like.
+    """
     small, large = curves.get((param, 0), curves["mup", 0]), curves[param, 2]
+    shared = set(small[0].by_seed) & set(large[0].by_seed)
+    small, large = (optimum.of_seeds(curve, shared) for curve in (small, large))
     first, last = optimum.optimum(small), optimum.optimum(large)
     tuned = transfer.best_point(small).lr
     there, = [math.inf if p.loss is None else p.loss for p in large if p.lr == tuned]
@@ -177,7 +182,7 @@ def draw(found):
     most = max(p.seeds for curves in found.values() for curve in curves.values() for p in curve)
     path = transfer.FIGURES / "what_transfers.png"
     save(figure, path, "Drift of the best value in octaves, from the smallest size to the largest; "
-         "one seed" + f" ({most} for μP's multipliers)" * (most > 1)
+         "one seed" + f" ({most} for the multipliers)" * (most > 1)
          + "\n(?): an optimum at the edge of the grid or beside divergence")
     Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)    # a third as large
 

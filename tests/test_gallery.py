@@ -13,10 +13,10 @@ REDRAWN = ["coord_check", "corpora", "depth_transfer", "drift_causes", "feature_
            "muon_vs_adamw", "mutransfer", "newton_schulz", "qk_clip", "rank_transfer",
            "tensor_rms", "umup_alphas", "umup_factors", "umup_rival", "umup_transfer",
            "what_transfers", "wide_transfer", "replay"]
-QUOTED = ["corpora", "depth_transfer", "drift_causes", "long_transfer", "low_precision",
-          "lr_transfer", "mlp_sgd", "muon_transfer", "muon_vs_adamw", "mutransfer", "qk_clip",
-          "rank_transfer", "umup_alphas", "umup_factors", "umup_rival", "umup_transfer",
-          "what_transfers", "wide_transfer", "replay"]   # the others have their own tables
+QUOTED = ["corpora", "depth_transfer", "drift_causes", "feature_learning", "long_transfer",
+          "low_precision", "lr_transfer", "mlp_sgd", "muon_transfer", "muon_vs_adamw",
+          "mutransfer", "qk_clip", "rank_transfer", "umup_alphas", "umup_factors", "umup_rival",
+          "umup_transfer", "what_transfers", "wide_transfer", "replay"]   # others: own tables
 
 
 @pytest.fixture(scope="module")
