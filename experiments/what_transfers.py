@@ -183,7 +183,7 @@ def draw(found):
     path = transfer.FIGURES / "what_transfers.png"
     save(figure, path, "Drift of the best value in octaves, from the smallest size to the largest; "
          "one seed" + f" ({most} for the multipliers)" * (most > 1)
-         + "\n(?): an optimum at the edge of the grid or beside divergence")
+         + "\n(?): an optimum at the edge of the grid or beside divergence; ×: a seed diverged")
     Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)    # a third as large
 
 

@@ -76,7 +76,7 @@ def worked():
                         gains=True, depth=1, base_depth=1)
         return {row.name: row for row in build(complete(config)).rows}
     adamw, muon = rows("adamw"), rows("muon")
-    lines = ["| parameter | shape | init std | multiplier | AdamW lr | ε | Muon lr·s / lr |",
+    lines = ["| parameter | shape | init std | multiplier | AdamW lr | ε | Muon step / lr |",
              "|---|---|---|---|---|---|---|"]
     for name in "embedding", "block0.query", "block0.up", "block0.down", "final_norm", "output":
         a, m = adamw[name], muon[name]

@@ -34,7 +34,7 @@ def specs(a):
 
 
 def forward(p, ids, a, scales, watch=ignore):
-    """The logits (B·T, V) of the token after each of ids (B, T). Tokens 0 stand before the text."""
+    """The logits (B·T, V) of the token after each of ids (B, T). Rows are padded with token 0."""
     batch, time = ids.shape
     padded = xp.concatenate([xp.zeros((batch, a.context - 1), ids.dtype), ids], axis=1)
     seen = padded[:, xp.arange(time)[:, None] + xp.arange(a.context)]       # (B, T, context)
@@ -53,7 +53,7 @@ def forward(p, ids, a, scales, watch=ignore):
     return logits, (c_embedding, c_input, caches, c_activation, c_output, a)
 
 def backward(dlogits, cache):
-    """The gradient of every parameter, a dict keyed like p."""
+    """The gradient of every parameter, a dict keyed like p. Uses up the cache."""
     c_embedding, c_input, caches, c_activation, c_output, a = cache
     grads = {}
     dx = dense_backward(dlogits, c_output, grads, "output")

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from . import layers, ops, unit_scaling
 from .backend import generator, to_device
 from .number_formats import with_formats
-from .resolve import (PARAMETRIZATIONS, attention_scale, branch_weight, relative_to, resolve,
-                      tied_readout_mult)
+from .resolve import attention_scale, branch_weight, relative_to, resolve, tied_readout_mult
+from .scaling import PARAMETRIZATIONS
 
 
 def initialize(rows, seed=0, dtype="float32"):

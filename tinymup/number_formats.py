@@ -26,7 +26,7 @@ class Format(NamedTuple):
 
 
 # FP8 as in the OCP 8-bit specification. E4M3 has no infinity and spends only S.1111.111 on NaN, so
-# its maximum is 448. (graphcore-research/unit-scaling simulates bias 8 and maximum 240.)
+# its maximum is 448. (graphcore-research/unit-scaling: bias 8, maximum 240, stochastic rounding.)
 FORMATS = {
     "fp8-e4m3": Format(4, 3, bias=7, max=448.0),
     "fp8-e5m2": Format(5, 2, bias=15, max=57344.0),

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from .backend import blocks, fused, kept, xp
 from .number_formats import quantize
 
-# No public function writes to its inputs. The tests make one input complex, to differentiate f. A
-# complex b cannot be added into a real array, so `a += b` needs an a that depends on b's inputs.
+# No public function writes to its inputs. The tests differentiate f with a complex step in one of
+# its inputs, so `a += b` needs an a that is complex whenever b is.
 
 
 class Mult(NamedTuple):
@@ -29,13 +29,13 @@ def times(a, x):
 
 
 def linear(x, w, mult=UNIT):
-    """y = mult.y · x w          x (N, I)   w (I, O)   y (N, O)          x and w rounded first"""
+    """y = mult.y · x w          x (N, I)   w (I, O)   y (N, O)     rounded first if mult.formats"""
     if mult.formats:
         x, w = quantize(x, mult.formats[0]), quantize(w, mult.formats[0])
     return times(mult.y, x @ w), (x, w, mult)
 
 def linear_backward(dy, cache):
-    """dx = mult.dx · dy wᵀ      dw = mult.dw · xᵀ dy          dy rounded first"""
+    """dx = mult.dx · dy wᵀ      dw = mult.dw · xᵀ dy          dy rounded likewise"""
     x, w, mult = cache
     if mult.formats:
         dy = quantize(dy, mult.formats[1])
@@ -69,7 +69,7 @@ def rmsnorm(x, eps=1e-6):
     return y, (y, inv)
 
 def rmsnorm_backward(dy, cache):
-    """dx = (dy − y · mean_C(dy · y)) / rms          orthogonal to x, whose length y ignores"""
+    """dx = (dy − y · mean_C(dy · y)) / rms          orthogonal to x, but for eps"""
     y, inv = cache
     dx = y * -row_mean(dy, y)
     return (dx + dy) * inv
@@ -143,8 +143,8 @@ def silu_gate_backward(dy, cache):
 
 @kept
 def rope_angles(time, heads, head_dim, dtype, base=10000):
-    """(cos, sin, −sin) of t · base^(−2i/D), the angle of pair i at time t          (T, H, D) each
-    The second is (−sin, sin) on the two halves of D. The arrays repeat for each head,
+    """(cos, cos), (−sin, sin), (sin, −sin) on the halves of D          (T, H, D) each
+    of t · base^(−2i/D), the angle of pair i at time t. The arrays repeat for each head,
     since NumPy is fast where the last axes are contiguous. (Su et al. 2021, arXiv:2104.09864.)"""
     frequency = xp.exp(xp.arange(head_dim // 2) * (-2 * math.log(base) / head_dim))
     angle = xp.arange(time)[:, None, None] * frequency
@@ -189,7 +189,7 @@ def attention(q, k, v, scale, factor=1.0):
     return times(factor, y).swapaxes(1, 2), (q, k, v, p, y, largest, scale, factor)
 
 def attention_backward(dy, cache):
-    """dv = P dy     ds = P · (dP − Σ_keys dP · P)     dq = scale · dsᵀ k     dk = scale · ds q"""
+    """dv = P e   ds = P (dP − Σ_keys dP P)   dq = scale·dsᵀ k   dk = scale·ds q   e = factor·dy"""
     q, k, v, p, y, _, scale, factor = cache
     dy = times(factor, dy).swapaxes(1, 2)
     dv = p @ dy
@@ -231,7 +231,7 @@ def residual_backward(dy, branch):
     return times(branch.skip, dy), times(branch.enter, dy)
 
 def residual_join(dskip, dx, branch):
-    """dx = dskip + leave · dx, where the gradients of skip and branch meet"""
+    """dskip + leave · dx, where the gradients of skip and branch meet"""
     return dskip + times(branch.leave, dx)
 
 

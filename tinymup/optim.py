@@ -22,7 +22,7 @@ class Settings(NamedTuple):
 def schedule(kind, step, steps, warmup):
     """s_t ∈ (0, 1], the factor on every learning rate in step 0 … steps − 1.
     It rises from 1/warmup to 1. Then "constant" stays at 1, "linear" falls to 1/(steps − warmup),
-    "cosine" falls to 0 in half a period, "wsd" (warmup-stable-decay) linearly in the last fifth."""
+    "cosine" falls along half a period, "wsd" (warmup-stable-decay) linearly in the last fifth."""
     if step < warmup:
         return (step + 1) / warmup
     left = (steps - step) / (steps - warmup)

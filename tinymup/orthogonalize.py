@@ -1,8 +1,8 @@
 """Newton–Schulz: moves the singular values of a matrix towards 1 by matrix products alone.
 
 With g = U diag(s) Vᵀ, the polynomial p(s) = a s + b s³ + c s⁵ acts on the singular values alone:
-a g + b (g gᵀ) g + c (g gᵀ)² g = U diag(p(s)) Vᵀ. A few such steps carry each s in (0, 1] close to
-1, and g close to U Vᵀ, the orthogonal matrix nearest to it. Read next: optim.py."""
+a g + b (g gᵀ) g + c (g gᵀ)² g = U diag(p(s)) Vᵀ. A few such steps bring each s in [0.01, 1] near 1,
+and g near U Vᵀ, the nearest matrix with orthonormal rows or columns. Read next: optim.py."""
 from typing import NamedTuple
 
 from .backend import xp

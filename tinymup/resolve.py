@@ -21,7 +21,7 @@ class Spec(NamedTuple):
     logits: str = None         # name of the attention logits it makes, which QK-Clip bounds
     lookups: int = 0           # of a lookup table: rows read per token
     constrained: bool = True   # u-μP: dx_factor has to equal y_factor, see unit_scaling.py
-    rounded: bool = False      # u-μP's paper rounds its product to FP8 ("non-critical")
+    rounded: bool = False      # u-μP's paper rounds its operands to FP8 ("non-critical")
     base_shape: tuple = None   # the same sizes in the base model; None: those of this model
     base_head_dim: int = None
 
@@ -52,7 +52,7 @@ class Hyperparameters(NamedTuple):
     output_mult: float = 1.0
     muon_scale: str = "spectral"   # a key of `SHAPE_FACTORS`
     muon_per_head: bool = False    # orthogonalise the heads of queries, keys and values one by one
-    matmul_format: str = "float"   # a key of `MATMUL_FORMATS`; float: products are not rounded
+    matmul_format: str = "float"   # a key of `MATMUL_FORMATS`; float: no rounding
     rounded: str = "noncritical"   # which products: of specs with `rounded`, or "all"
     loss_scale: float = 1.0        # a factor on all gradients of the backward pass
     alpha_attn: float = 1.0        # u-μP's multipliers

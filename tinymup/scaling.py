@@ -42,17 +42,17 @@ class Power(NamedTuple):
 class Rule(NamedTuple):
     """One row of a table: how the numbers A, B and C of a parameter w change with its sizes.
     W = A w acts in the network. Its w starts as N(0, B²) and learns by w ← w − C Φ(g_0 … g_t), with
-    g_t = ∂loss/∂w in step t and Φ the optimizer. (Yang & Hu 2021, arXiv:2011.14522.)"""
+    g_t = ∂loss/∂w in step t and Φ the optimizer. (SGD: Yang & Hu 2021, arXiv:2011.14522.)"""
     init: Power    # B; for a norm gain, the mean of the initial values
-    mult: Power    # A, wherever the parameter is used
+    mult: Power    # A; a tied matrix has another one as the readout
     sgd: Power     # C for SGD, with or without momentum
     adamw: Power   # C for AdamW
 
     @property
     def eps(self):
         """Adam's ε, which is added to √v and must shrink with the gradient g.
-        SGD's step C_sgd·g and Adam's step C_adam·sign(g) both have the right size. Hence g has the
-        size C_adam/C_sgd. (Yang et al. 2022, arXiv:2203.03466, App. B.3, for equal ratios.)"""
+        Where C_sgd·g and C_adam·sign(g) are both steps of the right size, g has the size
+        C_adam/C_sgd. SP keeps ε. (Yang et al. 2022, arXiv:2203.03466, App. B.3, equal ratios.)"""
         return self.adamw.over(self.sgd)
 
     @property
@@ -152,8 +152,8 @@ MUP_TABLE9 = MUP | {"output": shifted(MUP["output"], ROOT_IN)} | {
     role: shifted(MUP[role], ROOT_OUT) for role in ("embedding", "input", "vector", "tied")}
 
 # Unit-scaled μP (Blake et al. 2024, arXiv:2407.17465, Table 2): Table 8 shifted so that all weights
-# start at 1, and another learning rate for the embedding. Gradients have unit scale too, so SGD has
-# Adam's column (graphcore-research/unit-scaling, optim.py). Biases are as in Aleph-Alpha/scaling.
+# start at 1, but for the lr of the embedding, and of the input, whose fan_in is fixed. Gradients
+# have unit scale too, so SGD has Adam's column (graphcore-research/unit-scaling, optim.py).
 U_MUP = {
     "embedding": Rule(ONE,          ONE,         PER_ROOT_OUT, PER_ROOT_OUT),
     "input":     Rule(ONE,          PER_ROOT_IN, ONE,         ONE),
@@ -185,7 +185,7 @@ class DepthRule(NamedTuple):
 
 def depth_rule(alpha):
     """Branch weight L^-α, with L the depth relative to the base, and the rates that go with it.
-    The updates of all branches, L aligned terms, must change the stream by the same amount at every
+    The updates of all branches, aligned terms, must change the stream by the same amount at every
     depth. So Adam and Muon need lr · L^(α−1), and SGD, whose gradient carries L^-α, lr · L^(2α−1).
     (Yang et al. 2023, arXiv:2310.02244; Dey et al. 2025, arXiv:2505.01618; SGD, Muon: derived.)"""
     return DepthRule(Power(depth=-alpha), Power(depth=2*alpha - 1), Power(depth=alpha - 1))
@@ -195,7 +195,7 @@ DEPTH_RULES = {"none": DepthRule(ONE, ONE, ONE),
 # u-μP's branch weights follow a recursion (unit_scaling.py), and its gradients do not carry them.
 U_MUP_DEPTH = DepthRule(ONE, Power(depth=-1/2), Power(depth=-1/2))
 
-# Muon's factor s on the orthogonal step, by who uses it. A table says how lr·s leaves the base.
+# Muon's factor s, by who uses it. The base model's step is lr·s; elsewhere it is that times a cell.
 SHAPE_FACTORS = {
     "spectral": lambda fan_in, fan_out: sqrt(fan_out / fan_in),
     "keller": lambda fan_in, fan_out: sqrt(max(1, fan_out / fan_in)),

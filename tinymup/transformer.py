@@ -139,7 +139,7 @@ def forward(p, ids, a, scales, watch=ignore):
     return logits, (c_embedding, caches, c_norm, c_output, a)
 
 def backward(dlogits, cache):
-    """The gradient of every parameter, a dict keyed like p."""
+    """The gradient of every parameter, a dict keyed like p. Uses up the cache."""
     c_embedding, caches, c_norm, c_output, a = cache
     grads = {}
     dx = dense_backward(dlogits, c_output, grads, "output")
