@@ -182,7 +182,7 @@ def draw(losses):
             ax.axhspan(-ENOUGH, ENOUGH, color="gray", alpha=0.2, linewidth=0)
             ax.set_title(f"{words(setting)}\n{ROUNDED[rounded]}", fontsize=9)
             ax.set_yscale("symlog", linthresh=ENOUGH, linscale=0.7)
-    ticks = [-0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
+    ticks = [-0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 4]
     axes[0][0].set_yticks(ticks, [f"{t:g}" for t in ticks])
     axes[0][0].minorticks_off()
     axes[0][0].set_xticks(range(-8, 25, 8))

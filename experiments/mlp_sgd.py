@@ -25,7 +25,7 @@ SMALL, SEEDS = 64, [0, 1]
 GRID = dict.fromkeys([64, 128, 256, 512], (-2, 1)) | dict.fromkeys([1024, 2048], (-1.5, 0.5))
 NAMES = {"sp": "SP", "mup": "μP"}
 TITLE = ("MLP with SGD on Python source, 300 steps of 8 × 32 bytes: mean and range of "
-         f"{len(SEEDS)} seeds; ×: a seed diverged")
+         f"{len(SEEDS)} seeds")
 
 
 def grids():
@@ -85,14 +85,15 @@ def draw(groups):
 def draw_carried(ax, best, table):
     """The loss of the lr that is tuned at the smallest width, against width."""
     looks = ("o-", BLACK), ("s--", ORANGE), ("^-", BLUE)
-    for (rule, losses), (style, colour) in zip(table.items(), looks):
+    for i, ((rule, losses), (style, colour)) in enumerate(zip(table.items(), looks)):
         known = {width: math.nan if loss is None else loss for width, loss in losses.items()}
         ax.plot(known.keys(), known.values(), style, color=colour, label=rule)
         gone = [width for width, loss in known.items() if math.isnan(loss)]
-        ax.plot(gone, [0.98] * len(gone), "x", color=colour, transform=ax.get_xaxis_transform())
+        ax.plot(gone, [0.98 - 0.04 * i] * len(gone), "x", color=colour,
+                transform=ax.get_xaxis_transform())
     ax.set_xscale("log", base=2)
     ax.set_xticks(list(GRID), list(map(str, GRID)))
-    ax.set(title=f"lr 2^{math.log2(best):.3g}, tuned at width {SMALL}\n×: diverged or not run",
+    ax.set(title=f"lr 2^{math.log2(best):.3g}, tuned at width {SMALL}\n×: a seed diverged",
            xlabel="width")
     ax.legend()
 

@@ -44,7 +44,7 @@ LARGE, LARGEST = (1024, [2.0**e for e in range(-7, -3)]), (2048, [2.0**e for e i
 BOUND = 1/8   # octaves per doubling of the width
 OTHER_SCALES, OTHER_WIDTHS = ["keller", "moonlight", "none"], [64, 128, 512]
 RIVAL, PER_WIDTH = "spectral, SP", f"spectral, {tuned_small.PER_WIDTH}"
-TABLES = {"spectral": "μP", RIVAL: "SP", PER_WIDTH: "SP, AdamW's lr · 1/width"}
+TABLES = {"spectral": "μP", RIVAL: "SP", PER_WIDTH: tuned_small.PER_WIDTH}
 ADAM_LR = complete(Config(optimizer="muon")).adam_lr
 # Width, learning rates and seeds of PER_WIDTH. At width 64 it is RIVAL. At 512 the other seeds have
 # the learning rate that is best at 64.

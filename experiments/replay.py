@@ -4,9 +4,9 @@
 
 The CSVs were written by several commits, on several machines and BLAS kernels. Of each CSV of runs
 we take five from its smallest networks, spread over the file, and train them again: on a CPU, also
-those that were on a GPU. Left out are the CSVs without a small network, and corpora.py's, whose
-texts are not part of the project. Each run is then trained a third time, on the same kernel, by the
-commit that its CSV names: what differs there is the code and not the kernel.
+those that were on a GPU. Left out are the CSVs without a small network, those with other columns,
+and corpora.py's, whose texts are not part of the project. Each run is then trained a third time, on
+the same kernel, by the commit that its CSV names: what differs there is the code, not the kernel.
 
 The first is refuted by a loss that differs by more than 0.02 nats, about what seeds differ by. The
 second by any loss in which the two commits differ, in five decimals.

@@ -218,7 +218,7 @@ def draw(found):
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     counts = {p.seeds for points in found.values() for p in points}
     save(figure, transfer.FIGURES / f"{NAME}.png",
-         "u-μP and μP exchange one number; mean and range, seeds: "
+         "u-μP and μP exchange one number (in brackets: u-μP's, μP's); mean and range, seeds: "
          f"{' to '.join(map(str, sorted(counts)))}")
 
 
