@@ -82,6 +82,15 @@ def test_links_and_figures_exist(page, folder):
     assert links and all((folder / link).exists() for link in links)
 
 
+def test_each_line_of_the_specification_names_tests_that_exist():
+    lines = re.findall(r"^\* \*.*$", README.split("**The network, exactly.**")[1], re.M)
+    tests = "".join(file.read_text() for file in ROOT.glob("tests/test_*.py"))
+    assert len(lines) == 11
+    for line in lines:
+        names = re.findall(r"`(test_\w+)`", line)
+        assert names and all(f"def {name}(" in tests for name in names), line
+
+
 def losses():
     """{(parametrization, width, lr): [loss of each seed]} of the main experiment."""
     found = {}
