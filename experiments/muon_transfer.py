@@ -98,10 +98,13 @@ def growth(scale, first, last):
 def named_groups(records):
     """{name: {width: [Point, …]}} of the runs with ema: a shape factor, or one of the two rivals.
 
-    Groups with one width only, of which the rest has not run, are left out. The largest
-    width has one seed: there "spectral, seed 0" has the runs of that seed at all widths.
+    Groups with one width only, of which the rest has not run, are left out, and so is the largest
+    width until all its learning rates have run. It has one seed: with it "spectral, seed 0" has the
+    runs of that seed at all widths.
     """
-    records = [r for r in records if r["config"]["momentum_form"] == "ema"]
+    at_largest = [r for r in records if r["config"]["width"] == LARGEST[0]]
+    records = [r for r in records if r["config"]["momentum_form"] == "ema"
+               and (len(at_largest) == len(LARGEST[1]) or r not in at_largest)]
     largest = any(r["config"]["width"] == LARGEST[0] for r in records)
     names = {name: [] for name in TABLES}
     for record in records:

@@ -27,8 +27,9 @@ def groups():
         found = [r for r in records if kept(r["config"])]
         return curve(found) if found else None
 
-    def plain_muon(c):
-        return c["muon_scale"] == "spectral" and c["momentum_form"] == "ema" and c["param"] == "mup"
+    def plain_muon(c):                   # width 2048 has one seed and stands in its own section
+        return (c["muon_scale"], c["momentum_form"], c["param"]) == ("spectral", "ema", "mup") and (
+            c["width"] < 2048)
     found = {"SP": of("lr_transfer", lambda c: c["param"] == "sp"),
              "μP": of("lr_transfer", lambda c: c["param"] == "mup"),
              "u-μP": of("umup_transfer", umup_transfer.at_one),
