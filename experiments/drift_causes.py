@@ -8,7 +8,8 @@ starts at 0, so its logits do not shrink like 1/√width; the queries do; both d
 warm-up; the warm-up takes a third of all steps; the learning rate does not decay. There are two
 heads at every width, instead of more in a wider network; each step has four times as much text; the
 grid has half octaves, since the drift is less than its step. The embedding's learning rate falls
-like 1/width: that is SP·1/width, read from lr_transfer.csv (its readout starts as SP's, too).
+like 1/width: that is SP·1/width, read from lr_transfer.csv (its readout starts as SP's, too). This
+tenth change was added when the verdict on the others was known.
 
 A change has found a cause if it halves the drift of 0.16. Refuted by: no such change, or several.
 The rival: the drift stays under every change, and so belongs to the finite width itself.
@@ -110,7 +111,7 @@ def draw(found):
     ax.set(ylim=(len(found) - 0.5, -0.5), xlabel="octaves by which μP's best learning rate moves")
     dot = {"marker": "o", "markersize": 8, "markeredgecolor": "black", "linestyle": ""}
     plot.legend(figure, {
-        "mean of two seeds": dot | {"color": plot.BLUE},
+        "mean of the seeds": dot | {"color": plot.BLUE},
         "an optimum at the grid's edge (?)": dot | {"color": "white"},
         "a seed": {"marker": "|", "color": "black", "markersize": 12, "linestyle": ""},
         "half of the drift or less": {"color": plot.BLUE, "alpha": 0.15, "linewidth": 8}})

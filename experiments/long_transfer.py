@@ -45,9 +45,6 @@ if __name__ == "__main__":
     print(f"{optimum.report('width', found)}\n\n{tuned_small.beside(found['sp'], found['mup'])}")
     figure, axes = plot.panels(2)
     plot.draw_losses(axes, "width", found)
-    most = max(p.seeds for by_width in found.values() for points in by_width.values()
-               for p in points)
     plot.save(figure, transfer.FIGURES / "long_transfer.png",
-              f"{STEPS:,} steps of AdamW on Python source: one seed" + (
-                  f"; {most} seeds around the best lr of width 64 and at the lr carried from it"
-                  if most > 1 else ""))
+              f"{STEPS:,} steps of AdamW on Python source: one seed; {len(SEEDS)} seeds around the "
+              "best lr of width 64 and at the lr carried from it")

@@ -20,8 +20,8 @@ only in the s that each shape has at the base width: keller doubles the step of 
 spectral does too and halves that of down-projections.
 
 Without the table one tunes C itself. It equals η for spectral, keller and none. Moonlight's s grows
-like √width, so the best C falls by half an octave per doubling more than η: see the last two
-columns. "loses" is what the C tuned at the smallest width costs at the largest. The runs have the
+like √width, so the best C falls by half an octave per doubling more than η: see the columns "η" and
+"C". "loses" is what the C tuned at the smallest width costs at the largest. The runs have the
 table, so it is read from the curve of losses there, with straight lines between its points. The
 groups have different widths and seeds. "alike" is the drift of η on those that nearly all have.
 
@@ -102,9 +102,10 @@ def named_groups(records):
     width until all its learning rates have run. It has one seed: with it "spectral, seed 0" has the
     runs of that seed at all widths.
     """
-    at_largest = [r for r in records if r["config"]["width"] == LARGEST[0]]
+    widths = [r["config"]["width"] for r in records]
+    most = max(widths) if widths.count(LARGEST[0]) == len(LARGEST[1]) else LARGE[0]
     records = [r for r in records if r["config"]["momentum_form"] == "ema"
-               and (len(at_largest) == len(LARGEST[1]) or r not in at_largest)]
+               and r["config"]["width"] <= most]
     largest = any(r["config"]["width"] == LARGEST[0] for r in records)
     names = {name: [] for name in TABLES}
     for record in records:
@@ -136,10 +137,10 @@ def drifts(groups):
         at_base = [hidden_rows(scale, 64)[row].shape_factor for row in ("query", "up", "down")]
         moved = ["none"] * 2 if octaves is None else [
             f"{octaves:+.2f}", f"{octaves + grown:+.2f}"]
-        on_these = of_all(by_width)
+        shared = shared_drift(by_width)
         lines.append(f"{name:22}" + "".join(f"{s:8.2f}" for s in at_base)
                      + f"{f'{first} to {last}':>14}{moved[0]:>14}"
-                     + (f"{'':12}" if on_these is None else f"{on_these:>+12.2f}")
+                     + (f"{'':12}" if shared is None else f"{shared:>+12.2f}")
                      + f"{moved[1]:>14}"
                      + f"{loses(by_width[first], by_width[last], grown):>8.3f}"
                      + ("" if exact else "  (?)"))
@@ -147,7 +148,7 @@ def drifts(groups):
     return "\n".join([*lines, f"alike: {ends} with seed {seed} alone"])
 
 
-def of_all(by_width):
+def shared_drift(by_width):
     """The drift of η on the widths and the seed that every shape factor has; None without them."""
     shared = {width: optimum.of_seeds(by_width[width], SEEDS[:1])
               for width in (OTHER_WIDTHS[0], OTHER_WIDTHS[-1]) if width in by_width}

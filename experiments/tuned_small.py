@@ -27,9 +27,9 @@ def groups():
         found = [r for r in records if kept(r["config"])]
         return curve(found) if found else None
 
-    def plain_muon(c):                   # width 2048 has one seed and stands in its own section
+    def plain_muon(c):                   # at 2048 it has one seed only
         return (c["muon_scale"], c["momentum_form"], c["param"]) == ("spectral", "ema", "mup") and (
-            c["width"] < 2048)
+            c["width"] <= 1024)
     found = {"SP": of("lr_transfer", lambda c: c["param"] == "sp"),
              "μP": of("lr_transfer", lambda c: c["param"] == "mup"),
              "u-μP": of("umup_transfer", umup_transfer.at_one),

@@ -195,7 +195,7 @@ DEPTH_RULES = {"none": DepthRule(ONE, ONE, ONE),
 # u-μP's branch weights follow a recursion (unit_scaling.py), and its gradients do not carry them.
 U_MUP_DEPTH = DepthRule(ONE, Power(depth=-1/2), Power(depth=-1/2))
 
-# Muon's factor s, by who uses it. The base model's step is lr·s; elsewhere it is that times a cell.
+# Muon's factor s, by who uses it. The base model's step is lr·s, others' that times the cell.
 SHAPE_FACTORS = {
     "spectral": lambda fan_in, fan_out: sqrt(fan_out / fan_in),
     "keller": lambda fan_in, fan_out: sqrt(max(1, fan_out / fan_in)),
