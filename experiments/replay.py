@@ -57,7 +57,8 @@ def configs_of(name):
     rows = transfer.rows_of(name)
     if not {"status"} < set(rows[0]) <= {*FIELDS, *transfer.OUTCOME}:
         return "", []
-    commit, fixed = re.search(rf"; commit (\w+); .*?; ((?:{'|'.join(FIELDS)}) .*)", first).groups()
+    pattern = rf"; commit (\w+)[; ].*?; ((?:{'|'.join(FIELDS)}) .*)"
+    commit, fixed = re.search(pattern, first).groups()
     parts = re.split(rf"(?:^|, )({'|'.join(FIELDS)}) ", fixed)[1:]
     options = {field: value(text) for field, text in zip(parts[::2], parts[1::2])}
     runs = [(options | {field: value(text) for field, text in row.items()

@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from unittest.mock import patch
 
 from transfer import (  # noqa: I001 (first: it sets the path)
-    FIGURES, arguments, commit, rows_of, write)
+    FIGURES, arguments, here, rows_of, write)
 
 from tinymup import layers, transformer
 from tinymup.lab import data, run, worker
@@ -87,7 +87,7 @@ def measure(param, width, steps=STEPS):
 def measure_all(jobs):
     """Runs all parametrizations and widths side by side, and writes results/tensor_rms.csv."""
     config = complete(Config())
-    about = (f"python experiments/tensor_rms.py; commit {commit()}; corpus {data.load().digest}; "
+    about = (f"python experiments/tensor_rms.py; {here()}; corpus {data.load().digest}; "
              f"numpy {run.versions()['numpy']}; seed {SEED}; default lr of adamw; "
              f"batch {config.batch} x {config.seq}")
     os.environ |= dict.fromkeys(worker.THREADS, "1")      # read by the BLAS of each new process

@@ -21,7 +21,6 @@ from tinymup.lab import data, optimum, plot, sweep  # noqa: E402
 from tinymup.lab.config import CHOICES, FIELDS, unused  # noqa: E402
 from tinymup.lab.results import Results, finished  # noqa: E402
 
-TRAINED = set()                                            # keys of the runs of this process
 RESULTS, FIGURES = ROOT / "experiments/results", ROOT / "experiments/figures"
 ALWAYS = {"param", "width", "lr", "seed"}                  # columns even if they do not vary
 OUTCOME = ["status", "loss", "train_loss", "seconds"]      # the last columns of a CSV of runs
@@ -73,6 +72,29 @@ def kernel():
     return "unknown"
 
 
+def here(device="cpu"):
+    """The commit of the code and, on a CPU, the BLAS kernel, as the first line of a CSV names them.
+
+    Two kernels round differently; where training is hardly stable, losses differ by up to 0.07.
+    """
+    return f"commit {commit()} on " + (f"BLAS kernel {kernel()}" if device == "cpu" else "a GPU")
+
+
+def origin(folder, trains, device="cpu"):
+    """The commits and BLAS kernels of all starts that trained runs of a folder, as text.
+
+    trains: whether this start trains some, too. The folder's file `origin` keeps a line for each.
+    """
+    path = folder / "origin"
+    kept = path.read_text().splitlines() if path.exists() else []
+    if not kept and any(file.stat().st_size for file in folder.glob("*.*")):
+        kept = ["some runs are of a commit and a BLAS kernel that were not recorded"]
+    if trains:
+        kept = list(dict.fromkeys([*kept, here(device)]))
+        path.write_text("".join(line + "\n" for line in kept))
+    return "; ".join(kept)
+
+
 def finished_runs(name, configs, flags, program=None):
     """(records of the configs, first line of their CSV). Runs kept in runs/NAME are not repeated.
 
@@ -91,24 +113,18 @@ def finished_runs(name, configs, flags, program=None):
         choices = [replace(config, device=device) for device in (flags.device, "cpu", "gpu")]
         return next((c for c in choices if finished(kept.get(c.key(corpus.digest)))), choices[0])
     configs = list(map(placed, configs))
-    keys = [c.key(corpus.digest) for c in configs]
-    old = {key for key in keys if key not in TRAINED
-           and (finished(kept.get(key)) or (results.path.parent / f"{key}.npz").exists())}
-    about = [f"python experiments/{program or name}.py", f"commit {commit()}",
-             f"corpus {corpus.digest}"]
+    trains = not all(finished(kept.get(c.key(corpus.digest))) for c in configs)
+    about = [f"python experiments/{program or name}.py",
+             origin(results.path.parent, trains, flags.device), f"corpus {corpus.digest}"]
     records = sweep.run_all(configs, corpus, results, flags.jobs, resume=True)
-    TRAINED.update(set(keys) - old)
     failed = [r for r in records if not finished(r)]
     if failed:
         sys.exit(f"{len(failed)} of {len(records)} runs failed, the first with: "
                  f"{failed[0].get('reason')}; the same command tries them again")
     for device in sorted({config.device for config in configs}):
-        library = {"cpu": f"BLAS kernel {kernel()}; numpy", "gpu": "on a GPU: cupy"}[device]
+        library = {"cpu": "numpy", "gpu": "on a GPU: cupy"}[device]
         versions = {r["versions"]["arrays"] for r in records if r["config"]["device"] == device}
         about.append(f"{library} {', '.join(sorted(versions))}")
-    if old:
-        about.append(f"{len(old)} of {len(configs)} runs were there before, in whole or in part, "
-                     "perhaps of another commit or BLAS kernel")
     return records, "; ".join(about)
 
 

@@ -15,6 +15,7 @@ the embedding's lr (8 times μP's at width 64).
 Refuted by: a width at which attention_out closes or opens less than half, or another number closes
 or opens at least half, too.
 """
+import itertools
 import multiprocessing
 import os
 import time
@@ -106,30 +107,27 @@ def measure(variant, width, lr, seed):
 
 
 def train(jobs):
-    """Runs what runs/umup_factors lacks, and writes the CSV after each stage."""
+    """Runs what runs/umup_factors lacks, and writes the CSV."""
     config, digest = complete(Config(param="umup")), data.load().digest
-    results, done = Results(transfer.ROOT / "runs" / NAME), []
-    about = (f"python experiments/{NAME}.py; commit {transfer.commit()}; corpus {digest}; numpy "
+    results = Results(transfer.ROOT / "runs" / NAME)
+    todo = {f"{digest} {job}": job for width, variants in STAGES
+            for job in itertools.product(variants, [width], LRS, SEEDS)}
+    kept = results.read()
+    origin = transfer.origin(results.path.parent, not todo.keys() <= kept.keys())
+    about = (f"python experiments/{NAME}.py; {origin}; corpus {digest}; numpy "
              f"{run.versions()['numpy']}; {config.steps} steps of adamw, depth {config.depth}, "
              f"head_dim {config.head_dim}, batch {config.batch} x {config.seq}; lr: u-μP's, μP has "
-             f"1/{BASE} of it; {len(results.read())} runs were there before, perhaps of another "
-             "commit")
+             f"1/{BASE} of it")
     os.environ |= dict.fromkeys(worker.THREADS, "1")       # read by the BLAS of each new process
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        for width, variants in STAGES:
-            todo = {f"{digest} {(v, width, lr, s)}": (v, width, lr, s) for v in variants
-                    for lr in LRS for s in SEEDS}
-            kept = results.read()
-            running = {pool.submit(measure, *job): key for key, job in todo.items()
-                       if key not in kept}
-            for future in as_completed(running):
-                results.append({"key": running[future], **future.result()})
-            kept = results.read()
-            done += [kept[key] for key in todo]
-            transfer.write(NAME, about, ["variant", "width", "lr", "seed", *transfer.OUTCOME[:2],
-                                         "seconds"],
-                           [[r["variant"], r["width"], r["lr"], r["seed"], r["status"],
-                             transfer.digits(r["loss"]), f"{r['seconds']:.1f}"] for r in done])
+        running = {pool.submit(measure, *job): key for key, job in todo.items() if key not in kept}
+        for future in as_completed(running):
+            results.append({"key": running[future], **future.result()})
+    kept = results.read()
+    columns = ["variant", "width", "lr", "seed", *transfer.OUTCOME[:2], "seconds"]
+    rows = [kept[key] | {"loss": transfer.digits(kept[key]["loss"]),
+                         "seconds": f"{kept[key]['seconds']:.1f}"} for key in todo]
+    transfer.write(NAME, about, columns, [[row[c] for c in columns] for row in rows])
 
 
 def curves():

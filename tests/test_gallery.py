@@ -61,3 +61,28 @@ def test_an_edited_number_and_swapped_lines_are_noticed(printed):
     block = blocks("lr_transfer")[0]
     assert missing([line.replace("2^-12", "2^-13") for line in block], printed["lr_transfer"])
     assert missing(block[:2][::-1], printed["lr_transfer"])
+
+
+STARTS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "experiments")
+import transfer
+folder = Path(sys.argv[1])
+transfer.kernel = lambda: "Haswell"
+for commit, trains in [("a", True), ("b", False), ("b", True), ("a", True)]:
+    transfer.commit = lambda: commit
+    print(transfer.origin(folder, trains))
+(folder / "origin").unlink()
+(folder / "results.jsonl").write_text("a run of an unknown commit")
+print(transfer.origin(folder, True))
+"""
+
+
+def test_a_csv_names_every_commit_that_trained_some_of_its_runs_and_no_other(tmp_path):
+    done = subprocess.run([sys.executable, "-c", STARTS, tmp_path], cwd=ROOT, check=True,
+                          capture_output=True, encoding="utf-8")
+    a, b = "commit a on BLAS kernel Haswell", "commit b on BLAS kernel Haswell"
+    *named, unknown = done.stdout.splitlines()
+    assert named == [a, a, f"{a}; {b}", f"{a}; {b}"]
+    assert unknown == f"some runs are of a commit and a BLAS kernel that were not recorded; {a}"
