@@ -40,7 +40,7 @@ from tinymup.lab.config import Config, build, complete
 LRS = [2.0**e for e in range(-7, -2)]
 WIDTHS, SEEDS = [64, 128, 256, 512], [0, 1, 2]
 # Larger widths, and learning rates around their predicted optimum: three seeds, and one.
-LARGE, LARGEST = (1024, [2.0**e for e in range(-7, -3)]), (2048, [2.0**e for e in (-6, -5, -7)])
+LARGE, LARGEST = (1024, [2.0**e for e in range(-7, -3)]), (2048, [2.0**e for e in (-6, -5, -4)])
 BOUND = 1/8   # octaves per doubling of the width
 OTHER_SCALES, OTHER_WIDTHS = ["keller", "moonlight", "none"], [64, 128, 512]
 RIVAL, PER_WIDTH = "spectral, SP", f"spectral, {tuned_small.PER_WIDTH}"
