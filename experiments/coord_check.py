@@ -14,7 +14,7 @@ since initialisation.
 from dataclasses import replace
 
 from transfer import (  # noqa: I001 (first: it sets the path)
-    FIGURES, arguments, here, rows_of, write)
+    FIGURES, arguments, commit_and_kernel, rows_of, write)
 
 from tinymup.lab import coord_check, data, plot
 from tinymup.lab.config import Config, build, complete
@@ -30,7 +30,7 @@ COLUMNS = ["param", "step", "quantity", "name", "width", "mean_abs", "rms", "spe
 def measure(widths, seeds, steps):
     """Writes results/coord_check.csv: the means over seeds of all that the check measures."""
     corpus = data.load(CONFIG.data, CONFIG.seq)
-    about = (f"python experiments/coord_check.py; {here()}; corpus {corpus.digest}; "
+    about = (f"python experiments/coord_check.py; {commit_and_kernel()}; corpus {corpus.digest}; "
              f"mean of seeds {seeds}; adamw, default lr, warm-up over {complete(CONFIG).warmup} "
              "steps; Δx and ΔW since initialisation")
     rows = []

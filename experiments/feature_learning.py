@@ -17,7 +17,7 @@ import statistics
 from dataclasses import replace
 
 from transfer import (  # noqa: I001 (first: it sets the path)
-    FIGURES, arguments, here, rows_of, verdict, write)
+    FIGURES, arguments, commit_and_kernel, rows_of, verdict, write)
 
 import numpy
 from tinymup.backend import to_device, to_host
@@ -74,10 +74,10 @@ def measure():
                      for step, *numbers in measure_one(config, name, corpus)]
     lrs = ", ".join(f"{label} 2^{math.log2(configs(base, [64])[0].lr):g}"
                     for label, (base, *_) in NETWORKS.items())
-    write("feature_learning", f"python experiments/feature_learning.py; {here()}; corpus "
-          f"{corpus.digest}; numpy {run.versions()['numpy']}; 8 x 32 bytes, {AFTER[-1]} steps; "
-          f"lr: {lrs}; features: RMS of the change relative to the RMS at the start; logits: RMS "
-          "of the change; on one held-out batch", COLUMNS, rows)
+    write("feature_learning", f"python experiments/feature_learning.py; {commit_and_kernel()}; "
+          f"corpus {corpus.digest}; numpy {run.versions()['numpy']}; 8 x 32 bytes, {AFTER[-1]} "
+          f"steps; lr: {lrs}; features: RMS of the change relative to the RMS at the start; "
+          "logits: RMS of the change; on one held-out batch", COLUMNS, rows)
 
 
 def table(rows, column):

@@ -37,8 +37,8 @@ def measure():
 def write(rows):
     """Writes results/newton_schulz.csv."""
     transfer.write("newton_schulz", "python experiments/newton_schulz.py; "
-                   f"{transfer.here()}; seed {SEED}; float64; Gaussian {SIZE}x{SIZE}; customary "
-                   "steps; s_in is divided by the Frobenius norm",
+                   f"{transfer.commit_and_kernel()}; seed {SEED}; float64; Gaussian {SIZE}x{SIZE}; "
+                   "customary steps; s_in is divided by the Frobenius norm",
                    ["kind", "s_in", *COEFFICIENTS],
                    [[kind, *(f"{value:.6g}" for value in values)] for kind, *values in rows])
 

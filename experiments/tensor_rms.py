@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from unittest.mock import patch
 
 from transfer import (  # noqa: I001 (first: it sets the path)
-    FIGURES, arguments, here, rows_of, write)
+    FIGURES, arguments, commit_and_kernel, rows_of, write)
 
 from tinymup import layers, transformer
 from tinymup.lab import data, run, worker
@@ -87,9 +87,9 @@ def measure(param, width, steps=STEPS):
 def measure_all(jobs):
     """Runs all parametrizations and widths side by side, and writes results/tensor_rms.csv."""
     config = complete(Config())
-    about = (f"python experiments/tensor_rms.py; {here()}; corpus {data.load().digest}; "
-             f"numpy {run.versions()['numpy']}; seed {SEED}; default lr of adamw; "
-             f"batch {config.batch} x {config.seq}")
+    about = (f"python experiments/tensor_rms.py; {commit_and_kernel()}; "
+             f"corpus {data.load().digest}; numpy {run.versions()['numpy']}; seed {SEED}; "
+             f"default lr of adamw; batch {config.batch} x {config.seq}")
     os.environ |= dict.fromkeys(worker.THREADS, "1")      # read by the BLAS of each new process
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         runs = [pool.submit(measure, param, width)

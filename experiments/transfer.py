@@ -72,10 +72,11 @@ def kernel():
     return "unknown"
 
 
-def here(device="cpu"):
+def commit_and_kernel(device="cpu"):
     """The commit of the code and, on a CPU, the BLAS kernel, as the first line of a CSV names them.
 
-    Two kernels round differently; where training is hardly stable, losses differ by up to 0.07.
+    Two kernels round differently; where training is hardly stable, losses differ by up to 0.07
+    (replay.py).
     """
     return f"commit {commit()} on " + (f"BLAS kernel {kernel()}" if device == "cpu" else "a GPU")
 
@@ -90,7 +91,7 @@ def origin(folder, trains, device="cpu"):
     if not kept and any(file.stat().st_size for file in folder.glob("*.*")):
         kept = ["some runs are of a commit and a BLAS kernel that were not recorded"]
     if trains:
-        kept = list(dict.fromkeys([*kept, here(device)]))
+        kept = list(dict.fromkeys([*kept, commit_and_kernel(device)]))
         path.write_text("".join(line + "\n" for line in kept))
     return "; ".join(kept)
 
